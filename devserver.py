@@ -1,0 +1,467 @@
+"""A web action's URL on this machine: stands in for OpenWhisk's controller and invoker, in front of one container.
+
+Does to requests and results what a real OpenWhisk was recorded to do (tests/recordings), limits and error texts
+included. The rules behind the recordings are those of WebActions.scala in Apache OpenWhisk and of Pekko HTTP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import http.client
+import json
+import re
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Iterable
+from typing import Any, Callable
+from urllib.parse import quote, unquote, urlsplit
+
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from openwhisk import BINARY, CONTENT_TYPE, CONTROLLERS, JSON, LOOKS_BASE64, RESERVED, TEXT, TOKEN
+
+LIMIT = 1_048_576  # bytes of a request's body, and of a result as JSON
+BLOCKING_SECONDS = 60.0  # how long the controller keeps a client waiting
+RETRY_SECONDS = 0.05  # how often the invoker knocks until the container listens
+METHODS = ("GET", "DELETE", "POST", "PUT", "HEAD", "OPTIONS", "PATCH")
+CORS = [
+    ("Access-Control-Allow-Origin", "*"),
+    ("Access-Control-Allow-Methods", "OPTIONS, GET, DELETE, POST, PUT, HEAD, PATCH"),
+]
+CORS_HEADERS = "Authorization, Origin, X-Requested-With, Content-Type, Accept, User-Agent"
+BODILESS = {*range(100, 200), 204, 205, 304}
+
+# Characters that Pekko HTTP leaves as they are in a path's segment and in a query's names and values.
+SEGMENT_SAFE = "!$&'()*+,;=@:"
+QUERY_SAFE = "!$'()*,@:/?"
+
+CHARSET_ALIASES = {"utf8": "UTF-8", "latin1": "ISO-8859-1", "ascii": "US-ASCII"}
+JSON_EXPECTED = {  # what Python's parser says: what spray-json says
+    "Expecting value": "JSON Value",
+    "Expecting property name enclosed in double quotes": "'\"'",
+    "Expecting ':' delimiter": "':'",
+    "Extra data": "end-of-input",
+    "Unterminated string starting at": "'\"'",
+    "Invalid control character at": "'\"'",
+    "Invalid \\escape": "JSON escape sequence",
+    "Invalid \\uXXXX escape": "hex digit",
+}
+
+Headers = list[tuple[str, str]]
+Reply = tuple[int, Headers, bytes]
+
+
+class MediaType:
+    """A Content-Type as Pekko HTTP understands it; raises ValueError where it would not."""
+
+    def __init__(self, content_type: str) -> None:
+        found = CONTENT_TYPE.match(content_type)
+        if not found:
+            raise ValueError(f"{content_type!r} is not a media type")
+        self.kind = found[1].lower()
+        parameters = dict(re.findall(rf'({TOKEN})=({TOKEN}|"(?:[^"\\]|\\.)*")', found[2]))
+        charsets = [parameters.pop(name).strip('"') for name in list(parameters) if name.lower() == "charset"]
+        self.parameters = "".join(f"; {name}={text}" for name, text in sorted(parameters.items()))
+        self.is_json = bool(JSON.match(self.kind))
+        self.is_text = self.kind in TEXT or bool(charsets) and not BINARY.match(self.kind)
+        fixed = self.is_json or self.kind in ("application/x-www-form-urlencoded", "text/event-stream")
+        self.open_charset = self.is_text and not (fixed and self.kind in TEXT)
+        self.charset = self.canonical(charsets[-1]) if charsets and self.open_charset else ""
+
+    @staticmethod
+    def canonical(charset: str) -> str:
+        charset = CHARSET_ALIASES.get(charset.lower(), charset)
+        return charset.upper() if re.match("utf|iso|us-", charset, re.IGNORECASE) else charset
+
+    def __str__(self) -> str:
+        return self.kind + self.parameters + (f"; charset={self.charset}" if self.charset else "")
+
+
+class Refused(Exception):
+    """The controller answers by itself, with a JSON body that holds this sentence."""
+
+    def __init__(self, status: int, sentence: str, *, headers: Iterable[tuple[str, str]] = (), pretty: bool = True) -> None:
+        super().__init__(sentence)
+        self.status, self.sentence, self.headers, self.pretty = status, sentence, headers, pretty
+
+
+class InternalError(Exception):
+    """The controller itself fails."""
+
+
+class Handler(WSGIRequestHandler):
+    """Hands the request over as it came: the whole target, and each header by itself."""
+
+    def make_environ(self) -> dict[str, Any]:
+        return {**super().make_environ(), "devserver.target": self.path, "devserver.headers": self.headers.items()}
+
+    def connection_dropped(self, error: BaseException, environ: dict[str, Any] | None = None) -> None:
+        self.close_connection = True
+
+    def log(self, type: str, message: str, *args: Any) -> None:
+        pass
+
+
+class WebAction:
+    """The WSGI app behind the URL: a request becomes a message, a result becomes the response."""
+
+    def __init__(self, container: str, *, raw: bool, namespace: str, package: str, action: str, timeout: float) -> None:
+        address = urlsplit(container)
+        if address.scheme != "http" or not address.hostname:
+            raise ValueError(f"{container!r} is not the URL of a container, like http://127.0.0.1:8080")
+        self.address = address.hostname, address.port or 80
+        self.container, self.raw, self.timeout = container, raw, timeout
+        self.path = f"/api/v1/web/{namespace}/{package}/{action}"
+        self.name = "/".join(["", namespace, *([] if package == "default" else [package]), action])
+        self.namespace = namespace
+
+    def init(self) -> None:
+        """POST /init, again and again until the container listens. Raises ConnectionError with a sentence."""
+        env = {"__OW_" + name.upper(): text for name, text in self.activation().items()} | {"__OW_API_HOST": "127.0.0.1"}
+        value = {"name": self.name.rpartition("/")[2], "binary": False, "main": "main", "env": env}
+        started = time.monotonic()
+        while True:
+            left = started + self.timeout - time.monotonic()
+            try:
+                status, _, data = self.post("/init", {"value": value}, max(left, RETRY_SECONDS))
+                break
+            except ConnectionRefusedError:
+                if left <= 0:
+                    raise ConnectionError(f"No container listens at {self.container}: start it first.") from None
+                time.sleep(RETRY_SECONDS)
+            except OSError as error:
+                raise ConnectionError(f"The container at {self.container} did not answer POST /init: {error}.") from None
+        if status != 200:
+            raise ConnectionError(f"The container at {self.container} failed to initialize: {data.decode(errors='replace')}")
+
+    def activation(self) -> dict[str, str]:
+        return {
+            "action_name": self.name,
+            "action_version": "0.0.1",
+            "activation_id": uuid.uuid4().hex,
+            "deadline": str(int((time.time() + self.timeout) * 1000)),
+            "namespace": self.namespace,
+            "transaction_id": uuid.uuid4().hex,
+        }
+
+    def post(self, path: str, message: dict[str, Any], seconds: float) -> tuple[int, bool, bytes]:
+        """Status, whether there was a Content-Length, and body. Raises OSError, and TimeoutError after the seconds."""
+        connection = http.client.HTTPConnection(*self.address, timeout=seconds)
+        try:
+            connection.request("POST", path, json.dumps(message), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            return response.status, response.getheader("Content-Length") is not None, response.read()
+        except http.client.HTTPException as error:
+            raise ConnectionError(str(error)) from error
+        finally:
+            connection.close()
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        transaction_id = uuid.uuid4().hex
+        try:
+            status, headers, body = self.respond(environ)
+        except Refused as refused:
+            error = {"code": transaction_id, "error": refused.sentence}
+            text = json.dumps(error, ensure_ascii=False, indent=2 if refused.pretty else None, separators=(",", ": " if refused.pretty else ":"))
+            status, headers, body = refused.status, [*refused.headers, ("Content-Type", "application/json")], text.encode()
+        except InternalError:
+            status, headers = 500, [("Content-Type", "text/plain; charset=UTF-8")]
+            body = b"There was an internal server error."
+        headers.append(("X-Request-ID", transaction_id))
+        if status not in BODILESS:
+            headers.append(("Content-Length", str(len(body))))
+        start_response(f"{status} {http.client.responses.get(status, 'Custom')}", headers)
+        return [] if environ["REQUEST_METHOD"] == "HEAD" or status in BODILESS else [body]
+
+    def respond(self, environ: dict[str, Any]) -> Reply:
+        """What the controller does from a request to its response."""
+        method = environ["REQUEST_METHOD"]
+        if method not in METHODS:
+            raise Refused(405, f"HTTP method not allowed, supported methods: {', '.join(METHODS)}", pretty=False)
+        path, _, query = environ["devserver.target"].partition("?")
+        extension, rest = self.match(collapse_dots(path))
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)) if not environ.get(
+            "wsgi.input_terminated") else environ["wsgi.input"].read()
+        if len(body) > LIMIT:
+            raise Refused(413, f"Request larger than allowed: {len(body)} > {LIMIT} bytes.")
+        headers = {name.lower(): decode_header(text) for name, text in environ["devserver.headers"]}
+        cors = [*CORS, ("Access-Control-Allow-Headers", headers.get("access-control-request-headers", CORS_HEADERS))]
+        if method == "OPTIONS":
+            return 200, cors, b""
+        value = self.value(method, headers, rest, query, body)
+        activation = self.activation()
+        cors.append(("x-openwhisk-activation-id", activation["activation_id"]))
+        try:
+            result = self.invoke({**activation, "value": value})
+            status, headers_, body_ = EXTENSIONS[extension](result.get("error", result))
+        except Refused as refused:
+            raise Refused(refused.status, refused.sentence, headers=cors) from None
+        return status, cors + headers_, body_
+
+    def match(self, path: str) -> tuple[str, str]:
+        """The extension and the rest of the path behind the web action's URL; raises Refused for other URLs."""
+        for extension in ("", *EXTENSIONS):
+            if unquote(path) == self.path + extension or unquote(path).startswith(self.path + extension + "/"):
+                segments = path.split("/")[len(self.path.split("/")):]
+                return extension or ".http", "".join("/" + quote(unquote(part), safe=SEGMENT_SAFE) for part in segments)
+        raise Refused(404, "The requested resource does not exist.")
+
+    def value(self, method: str, headers: dict[str, str], path: str, query: str, body: bytes) -> dict[str, Any]:
+        """The `value` of the message, as in tests/recordings/requests.json; raises Refused with the controller's 400."""
+        for name in ("content-length", "transfer-encoding"):
+            headers.pop(name, None)
+        media = None
+        if body or "content-type" in headers:
+            try:
+                media = MediaType(headers.get("content-type", ""))
+            except ValueError:
+                media = MediaType("application/octet-stream")
+            headers["content-type"] = str(media)
+        value: dict[str, Any] = {"__ow_method": method.lower(), "__ow_headers": headers, "__ow_path": path}
+        pairs = parse_query(query)
+        if self.raw:
+            value["__ow_query"] = render_query(pairs)
+            value["__ow_body"] = carried(media, body) if media else ""
+            return value
+        parameters: dict[str, Any] = {name: text or "" for name, text in pairs}
+        form = media is not None and media.kind == "application/x-www-form-urlencoded"
+        if form:
+            parameters.update((name, text or "") for name, text in parse_query(body.decode(errors="replace")))
+        elif media and media.is_json:
+            content = parse_json(body) if body else {}
+            parameters.update(content if isinstance(content, dict) else {})
+            value.update({} if isinstance(content, dict) else {"__ow_body": content})
+        elif media:
+            value["__ow_body"] = carried(media, body)
+        if RESERVED & set(parameters):
+            raise Refused(400, "Request defines parameters that are not allowed (e.g., reserved properties).")
+        return {**value, **parameters}
+
+    def invoke(self, message: dict[str, Any]) -> Any:
+        """What the invoker does: POST /run, again while nothing answers. Returns the result; raises Refused."""
+        started = time.monotonic()
+        while True:
+            left = started + min(self.timeout, BLOCKING_SECONDS) - time.monotonic()
+            try:
+                status, sized, data = self.post("/run", message, max(left, RETRY_SECONDS))
+                break
+            except OSError as error:
+                if left > RETRY_SECONDS and not isinstance(error, socket.timeout):
+                    time.sleep(RETRY_SECONDS)
+                elif self.timeout < BLOCKING_SECONDS:
+                    raise Refused(400, "There was an error processing your request.") from None
+                else:
+                    raise Refused(202, "Response not yet ready.") from None
+        if len(data) > LIMIT:
+            return {"error": f"The action produced a response that exceeded the allowed length: {len(data)} > {LIMIT} bytes."}
+        try:
+            result = json.loads(data, parse_constant=int) if status == 200 and sized else None
+        except ValueError:
+            result = None
+        if isinstance(result, list):
+            raise InternalError
+        if not isinstance(result, dict):
+            raise Refused(400, "There was an error processing your request.")
+        return result
+
+
+def collapse_dots(path: str) -> str:
+    """Removes the segments . and .. (RFC 3986, 5.2.4), and only those."""
+    kept: list[str] = []
+    segments = path.split("/")
+    for index, segment in enumerate(segments):
+        last = index == len(segments) - 1
+        if unquote(segment) == "..":
+            del kept[max(len(kept) - 1, 1):]
+        if unquote(segment) not in (".", ".."):
+            kept.append(segment)
+        elif last:
+            kept.append("")
+    return "/".join(kept)
+
+
+def decode_header(text: str) -> str:
+    """A header's value, which is UTF-8; raises ConnectionError for other bytes, as the controller hangs up on them."""
+    try:
+        return text.encode("latin-1").decode()
+    except UnicodeError:
+        raise ConnectionResetError from None
+
+
+def parse_query(query: str) -> list[tuple[str, str | None]]:
+    """Names and values, None for a name without =; raises Refused for a broken percent-encoding."""
+    if re.search("%(?![0-9A-Fa-f]{2})", query):
+        raise Refused(400, "Illegal query: Invalid input, expected HEXDIG", pretty=False)
+    pairs = [part.partition("=") for part in query.split("&")] if query else []
+    return [(decode(name), decode(text) if equals else None) for name, equals, text in pairs]
+
+
+def decode(text: str) -> str:
+    return unquote(text.replace("+", " "))
+
+
+def render_query(pairs: list[tuple[str, str | None]]) -> str:
+    def encode(text: str) -> str:
+        return quote(text, safe=QUERY_SAFE + " ").replace(" ", "+")
+
+    return "&".join(encode(name) + ("" if text is None else "=" + encode(text)) for name, text in pairs)
+
+
+def carried(media: MediaType, body: bytes) -> str:
+    """`__ow_body`: text decoded as UTF-8 whatever its charset, or base64."""
+    if media.is_text and media.kind != "application/json":
+        return body.decode(errors="replace")
+    return base64.b64encode(body).decode()
+
+
+def parse_json(data: bytes) -> Any:
+    """Raises Refused with spray-json's words for what is malformed; its positions count bytes."""
+    text = data.decode("latin-1")
+    try:
+        json.loads(text, parse_constant=int)
+        return json.loads(data.decode(errors="replace"))
+    except json.JSONDecodeError as error:
+        position, message = error.pos, error.msg
+    except ValueError:  # NaN and the like
+        position, message = next(found.start() for found in re.finditer("-?(NaN|Infinity)", text)), "Expecting value"
+    except RecursionError:
+        raise Refused(400, "The request content was malformed:\nJSON input nested too deeply", pretty=False) from None
+    if message.startswith("Illegal trailing comma"):
+        position = re.compile(r"\s*").match(text, position + 1).end()  # type: ignore[union-attr]
+        message = "Expecting value" if text[position:position + 1] == "]" else "Expecting property name enclosed in double quotes"
+    if message.startswith("Unterminated string"):
+        position = len(text)
+    opened = [""]
+    for bracket in re.findall(r'"(?:[^"\\]|\\.)*"|[][{}]', text[:position]):
+        if bracket in "[{":
+            opened.append("]" if bracket == "[" else "}")
+        elif bracket in "]}":
+            opened.pop()
+    expected = JSON_EXPECTED.get(message, f"'{opened[-1]}'")
+    found = text[position:position + 1]
+    unexpected = "end-of-input" if not found else f"character '{found}'" if found.isprintable() else f"character '\\u{ord(found):04x}'"
+    start, line = text.rfind("\n", 0, position) + 1, text.count("\n", 0, position) + 1
+    shown = "".join(map(printable, re.findall(b"[\xc0-\xdf].?|[\xe0-\xef].{0,2}|[\xf0-\xf7].{0,3}|.", data[start:].split(b"\n")[0])))
+    column = position - start + 1
+    raise Refused(400, f"The request content was malformed:\nUnexpected {unexpected} at input index {position} "
+                       f"(line {line}, position {column}), expected {expected}:\n{shown}\n{' ' * (column - 1)}^\n", pretty=False)
+
+
+def printable(sequence: bytes) -> str:
+    """One character of a line as spray-json shows it."""
+    try:
+        character = sequence.decode()
+    except UnicodeError:
+        return "\ufffd"
+    return "?" if re.match(r"[\0-\x1f\x7f-\x9f]", character) else character
+
+
+def pretty(value: Any, indent: int = 0) -> str:
+    """JSON as spray-json prints it: members on lines of their own, arrays on one."""
+    if isinstance(value, dict):
+        inner = ",\n".join(f"{' ' * (indent + 2)}{json.dumps(name)}: {pretty(value[name], indent + 2)}" for name in sorted(value))
+        return "{\n" + inner + "\n" + " " * indent + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(pretty(member, indent) for member in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def result_as_http(result: Any) -> Reply:
+    """`{statusCode, headers, body}` as in tests/recordings/responses.json; raises Refused."""
+    invalid = Refused(400, "Response is not valid 'message/http'.")
+    if not isinstance(result, dict) or not isinstance(result.get("headers", {}), dict):
+        raise invalid
+    body = result.get("body")
+    code = result.get("statusCode", 204 if body in (None, "") else 200)
+    if isinstance(code, bool) or not re.match(r"[1-5][0-9]{2}(\.0)?$", str(code)):
+        raise invalid
+    status = int(float(code))
+    headers = [(name, text) for name in sorted(result.get("headers", {})) for text in flattened(result["headers"][name], invalid)]
+    if not all(re.fullmatch(TOKEN, name) for name, _ in headers):
+        raise ConnectionResetError
+    content_types = [text for name, text in headers if name.lower() == "content-type"]
+    headers = [pair for pair in headers if pair[0].lower() not in {*CONTROLLERS, "content-type"} and not set("\r\n") & set(pair[1])]
+    if body is None or body == "":
+        return status, headers, b""
+    try:
+        media = MediaType(content_types[0] if content_types else "text/html" if isinstance(body, str) else "application/json")
+    except ValueError:
+        raise Refused(400, "Response did not specify a known content-type.") from None
+    mismatch = Refused(400, "Response type in header did not match generated content type.")
+    if not isinstance(body, str):
+        if not media.is_json:
+            raise mismatch
+        data = pretty(body).encode()
+    elif media.is_text and not (media.is_json and body.strip() and LOOKS_BASE64.match(body)):
+        data = body.encode("utf-8", "replace")
+    else:
+        try:
+            data = base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
+        except (binascii.Error, ValueError):
+            raise mismatch from None
+    if status in BODILESS:
+        raise InternalError
+    media.charset = "UTF-8" if media.open_charset else ""
+    return status, [*headers, ("Content-Type", str(media))], data
+
+
+def flattened(value: Any, invalid: Refused) -> list[str]:
+    if isinstance(value, list):
+        return [text for member in value for text in flattened(member, invalid)]
+    if value is None or isinstance(value, dict):
+        raise invalid
+    return [value if isinstance(value, str) else json.dumps(value)]
+
+
+def result_as(kind: str, field: str) -> Callable[[Any], Reply]:
+    """The body of a result for the extensions .html, .svg, .text and .json."""
+    def reply(result: Any) -> Reply:
+        content = result.get("body", result.get(field)) if isinstance(result, dict) else result
+        if field == "json":
+            content = pretty(result) if isinstance(result, (dict, list)) else None
+        elif field == "text" and content is not None:
+            content = content if isinstance(content, str) else pretty(content)
+        if not isinstance(content, str):
+            raise Refused(*((404, "Response does not include requested property.") if field == "text" else
+                            (400, f"Response is not valid '{kind.partition(';')[0]}'.")))
+        return 200, [("Content-Type", kind)], content.encode()
+
+    return reply
+
+
+EXTENSIONS: dict[str, Callable[[Any], Reply]] = {
+    ".http": result_as_http,
+    ".json": result_as("application/json", "json"),
+    ".html": result_as("text/html; charset=UTF-8", "html"),
+    ".svg": result_as("image/svg+xml", "svg"),
+    ".text": result_as("text/plain; charset=UTF-8", "text"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("container", metavar="CONTAINER_URL", help="where openwhisk.py listens, like http://127.0.0.1:8080")
+    parser.add_argument("--port", type=int, default=3233, help="of this server (default: %(default)s)")
+    parser.add_argument("--web", choices=("raw", "true"), default="raw", help="as of 'wsk action update' (default: %(default)s)")
+    parser.add_argument("--namespace", default="guest", help="(default: %(default)s)")
+    parser.add_argument("--package", default="default", help="(default: %(default)s)")
+    parser.add_argument("--action", default="max-ocr", help="the action's name (default: %(default)s)")
+    parser.add_argument("--timeout", type=float, default=60, help="the action's time limit in seconds (default: %(default)s)")
+    arguments = parser.parse_args()
+    try:
+        action = WebAction(arguments.container, raw=arguments.web == "raw", namespace=arguments.namespace,
+                           package=arguments.package, action=arguments.action, timeout=arguments.timeout)
+        action.init()
+        server = make_server("127.0.0.1", arguments.port, action, threaded=True, request_handler=Handler)
+    except (OSError, OverflowError, ValueError) as error:
+        sys.exit(str(error))
+    print(f"http://127.0.0.1:{arguments.port}{action.path}", flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""A bare WSGI app that answers with what it was asked, or with what it was asked to answer."""
+
+import base64
+import json
+import os
+from wsgiref.validate import validator
+
+
+def record(environ, start_response):
+    body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH", 0)))
+    seen = {key: environ[key] for key in environ if isinstance(environ[key], str)}
+    seen["body"] = base64.b64encode(body).decode()
+    seen["os.environ"] = {key: os.environ[key] for key in os.environ if key.startswith("__OW_")}
+    data = json.dumps(seen).encode()
+    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(data)))])
+    return [data]
+
+
+app = validator(record)
