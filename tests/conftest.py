@@ -48,7 +48,7 @@ class Process:
 
     def __init__(self, *command: str, cwd: Path, port: int = 0, env: dict[str, str] | None = None) -> None:
         self.port = port
-        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
+        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0", **(env or {})}
         self.popen = subprocess.Popen(command, cwd=cwd, env=environment, text=True, errors="replace",
                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
         self.out: queue.Queue[str] = queue.Queue()
