@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 import zlib
-from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Set, Tuple
 from urllib.parse import quote, unquote_to_bytes, urlencode
 
 from werkzeug.datastructures import Headers
@@ -27,13 +27,17 @@ from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 from werkzeug.wsgi import get_input_stream
 
 SENTINEL = b"XXX_THE_END_OF_A_WHISK_ACTIVATION_XXX\n"  # ends an activation's log, on stdout and on stderr
-STOP_SECONDS = 8  # of the 10 that `docker stop` waits
+STOPS, STOP_SECONDS = (signal.SIGTERM, signal.SIGINT), 8  # of the 10 seconds that `docker stop` waits
 NOT_LOADED = "The model is not loaded; the log says more."
-TOO_LARGE = ("The answer takes %d bytes as a result and OpenWhisk's limit is %d: ask for less of it or for gzip "
-             "(curl --compressed), or raise the limit of the cluster and, to match it, RESULT_LIMIT.")
 IDS = ("action_name", "action_version", "activation_id", "api_key", "deadline", "namespace", "transaction_id")
 RESERVED = {"__ow_" + name for name in ("method", "headers", "path", "user", "query", "body")}
 CONTROLLERS = {"connection", "content-length", "date", "server", "transfer-encoding"}  # headers it sets itself
+SETTINGS = {  # environment variables: default, pattern, meaning
+    "PORT": ("8080", "(?!0|[7-9]....|6[6-9]...|65[6-9]..|655[4-9].|6553[6-9])[0-9]{1,5}", "a port from 1 to 65535"),
+    "WSGI_APP": ("", r"([\w.]+:\w+)?", "module:attribute"),
+    "PREDICT_PATH": ("/model/predict", "/[!-~]*", "a path that begins with /"),
+    "RESULT_LIMIT": ("1048576", "[0-9]{1,15}", "a number of bytes, or 0 for no limit"),
+}
 
 # What the controller carries as text (tests/recordings/text_media_types.json); all else is base64. A charset makes
 # other types text too, but not those that its HTTP library knows as binary (Pekko HTTP's MediaType.scala).
@@ -64,20 +68,16 @@ def media_type(content_type: str) -> Tuple[str, str]:
     return found.group(1).lower() if found else "", charset.group(1) if charset else ""
 
 
-def wsgi(text: str) -> str:
-    """UTF-8 in the shape of WSGI's strings: https://peps.python.org/pep-3333/#unicode-issues."""
-    return text.encode("utf-8", "replace").decode("latin-1")
-
-
-def base_path(action_name: str) -> str:
-    """The path of the web action's URL: of /guest/ocr /api/v1/web/guest/default/ocr; a package stands for default."""
+def base_path(message: Record) -> str:
+    """The path of the web action's URL: /guest/ocr's is /api/v1/web/guest/default/ocr; a package stands for default."""
+    action_name = message.get("action_name") or os.environ.get("__OW_ACTION_NAME", "/guest/action")
     namespace, *package, name = action_name.strip("/").split("/")
-    return quote("/".join(["/api/v1/web", namespace] + (package or ["default"]) + [name]))
+    return "/".join(["/api/v1/web", namespace] + (package or ["default"]) + [name])
 
 
-def query_and_body(value: Record, content_type: str) -> Tuple[str, bytes]:
+def query_and_body(value: Record) -> Tuple[str, bytes]:
     """As the client sent them (--web raw), or one of the two made again from the parameters (--web true)."""
-    kind, charset = media_type(content_type)
+    kind, charset = media_type(value.get("__ow_headers", {}).get("content-type", ""))
     query, body = value.get("__ow_query"), value.get("__ow_body", "")
     if query is None:
         parameters = {name: value[name] for name in value if name not in RESERVED}
@@ -99,26 +99,27 @@ def environ_of(message: Record, predict_path: str) -> Record:
     """The WSGI environ of a web action's POST /run (tests/recordings/requests.json); raises if that is malformed."""
     value = message["value"]
     headers, method = value.get("__ow_headers", {}), value["__ow_method"].upper()
-    query, body = query_and_body(value, headers.get("content-type", ""))
-    script = base_path(message.get("action_name") or os.environ.get("__OW_ACTION_NAME", "/guest/action"))
-    path = value.get("__ow_path") or predict_path
+    query, body = query_and_body(value)
     client, host, scheme = (headers.get("x-forwarded-" + of, "").split(",")[0].strip() for of in ("for", "host", "proto"))
-    host, scheme = wsgi(host or headers.get("host") or "localhost"), "https" if scheme.lower() == "https" else "http"
-    name, port = re.match(r"(.*?)(?::([0-9]+))?$", host).groups()  # type: ignore[union-attr]
-    environ = {"HTTP_" + name.upper().replace("-", "_"): wsgi(headers[name])
-               for name in sorted(headers, reverse=True)}  # of X-Name and X_Name the first wins
+    scheme, port = ("https", "443") if scheme.lower() == "https" else ("http", "80")
+    host = host or headers.get("host") or "localhost"
+    name, given_port = re.match(r"(.*?)(?::([0-9]+))?$", host).groups()  # type: ignore[union-attr]
+    texts = {"HTTP_" + key.upper().replace("-", "_"): headers[key] for key in sorted(headers, reverse=True)}  # X-A over X_A
+    texts.update({
+        "REQUEST_METHOD": method, "QUERY_STRING": query, "SERVER_PROTOCOL": "HTTP/1.1",
+        "HTTP_HOST": host, "SERVER_NAME": name, "SERVER_PORT": given_port or port, "REMOTE_ADDR": client or "127.0.0.1",
+        "REMOTE_USER": value.get("__ow_user"), "CONTENT_TYPE": texts.pop("HTTP_CONTENT_TYPE", None),
+        "CONTENT_LENGTH": str(len(body)) if body or method in ("POST", "PUT", "PATCH") else None,
+        "HTTP_CONTENT_LENGTH": None, "HTTP_ACCEPT_ENCODING": None})  # compression is the proxy's business
+    # WSGI's strings are bytes in the shape of latin-1: https://peps.python.org/pep-3333/#unicode-issues.
+    environ = {key: texts[key].encode("utf-8", "replace").decode("latin-1") for key in texts if texts[key] is not None}
     environ.update(("openwhisk." + name, message[name]) for name in IDS if name in message)
     environ.update({
-        "REQUEST_METHOD": method, "SCRIPT_NAME": unquote_to_bytes(script).decode("latin-1"), "QUERY_STRING": wsgi(query),
-        "PATH_INFO": unquote_to_bytes(path).decode("latin-1"), "REQUEST_URI": wsgi(script + path + (query and "?" + query)),
-        "CONTENT_TYPE": environ.pop("HTTP_CONTENT_TYPE", None), "HTTP_CONTENT_LENGTH": None,
-        "CONTENT_LENGTH": str(len(body)) if body or method in ("POST", "PUT", "PATCH") else None,
-        "HTTP_ACCEPT_ENCODING": None, "HTTP_HOST": host, "SERVER_NAME": name,  # it is the proxy that compresses
-        "SERVER_PORT": port or {"http": "80", "https": "443"}[scheme], "SERVER_PROTOCOL": "HTTP/1.1",
-        "REMOTE_ADDR": wsgi(client or "127.0.0.1"), "REMOTE_USER": wsgi(value["__ow_user"]) if "__ow_user" in value else None,
+        "SCRIPT_NAME": base_path(message).encode().decode("latin-1"),
+        "PATH_INFO": unquote_to_bytes(value.get("__ow_path") or predict_path).decode("latin-1"),
         "wsgi.version": (1, 0), "wsgi.url_scheme": scheme, "wsgi.input": io.BytesIO(body), "wsgi.errors": sys.stderr,
         "wsgi.multithread": True, "wsgi.multiprocess": False, "wsgi.run_once": False})
-    return {key: environ[key] for key in environ if environ[key] is not None}
+    return environ
 
 
 def call(app: WSGIApp, environ: Record) -> Response:
@@ -180,20 +181,21 @@ def encode_body(headers: Headers, body: bytes) -> str:
 
 def result_of(response: Response, accept_encoding: str = "") -> Record:
     """The result that the controller turns into the app's response (tests/recordings/responses.json)."""
-    status, headers, body = response[0], Headers(), response[2]
-    for name, text in response[1]:
+    status, pairs, body = response
+    if not 200 <= status <= 599:
+        return failure(500, "The model answered with status %d, which OpenWhisk does not pass on." % status)
+    headers = Headers()
+    for name, text in pairs:
         if not HEADER.match(name + ":" + text):  # for one such header the controller would drop the connection
             print("The header %r is left out: HTTP does not allow it." % name, file=sys.stderr)
         elif name.lower() not in CONTROLLERS and (name.lower(), text) != ("access-control-allow-origin", "*"):
             headers.add(name, text)  # the controller allows any origin by itself; browsers don't take it twice
-    if not 200 <= status <= 599:
-        return failure(500, "The model answered with status %d, which OpenWhisk does not pass on." % status)
     if parse_accept_header(accept_encoding)["gzip"]:
         body = compress(headers, media_type(headers.get("Content-Type", ""))[0], body)
     text = encode_body(headers, body) if body and status not in (204, 205, 304) else ""
-    fields = {name.lower(): (name, headers.getlist(name)) for name in headers.keys()}
-    result = {"statusCode": status, "headers": {name: texts if len(texts) > 1 else texts[0] for name, texts in fields.values()},
-              "body": text}
+    lists = {name.lower(): (name, headers.getlist(name)) for name in headers.keys()}
+    fields = {name: texts if len(texts) > 1 else texts[0] for name, texts in lists.values()}
+    result = {"statusCode": status, "headers": fields, "body": text}
     return {"error": result} if status >= 500 else result
 
 
@@ -209,9 +211,13 @@ def plain_result(response: Response) -> Record:
 
 
 def serialize(result: Record, limit: int = 0) -> bytes:
-    """As JSON; a result over the limit (bytes, 0: none) gives way to one that says so. Raises ValueError for NaN."""
+    """JSON; a result over the limit (bytes, 0: none) becomes one that says so. Raises ValueError for NaN."""
     data = json.dumps(result, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
-    return serialize(failure(500, TOO_LARGE % (len(data), limit))) if 0 < limit < len(data) else data
+    if not 0 < limit < len(data):
+        return data
+    return serialize(failure(500, (
+        "The answer takes %d bytes as a result and OpenWhisk's limit is %d: ask for less of it or for gzip (curl "
+        "--compressed), or raise the limit of the cluster and, to match it, RESULT_LIMIT.") % (len(data), limit)))
 
 
 class Log(io.TextIOWrapper):
@@ -219,14 +225,15 @@ class Log(io.TextIOWrapper):
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor, self.open_line = descriptor, False
-        super().__init__(open(descriptor, "wb", 0, closefd=False), "utf-8", "backslashreplace", write_through=True)
+        raw: Any = open(descriptor, "wb", 0, closefd=False)
+        super().__init__(raw, "utf-8", "backslashreplace", write_through=True)
 
     def write(self, text: str) -> int:
         self.open_line = not text.endswith("\n") if text else self.open_line
         return super().write(text)
 
     def end_activation(self) -> None:
-        with contextlib.suppress(OSError):  # nor does it mind if the app has closed the stream
+        with contextlib.suppress(OSError):  # and past the stream, which the app may have closed
             os.write(self.descriptor, b"\n" * self.open_line + SENTINEL)
         self.open_line = False
 
@@ -259,53 +266,49 @@ class Handler(WSGIRequestHandler):
 class Proxy:
     """The WSGI app on the container's port: OpenWhisk's two endpoints, and for all else the model's own app."""
 
-    app: Any = None
-    load_error = ""
-
     def __init__(self, predict_path: str, result_limit: int, logs: List[Log]) -> None:
-        self.predict_path, self.result_limit, self.logs, self.loaded = predict_path, result_limit, logs, threading.Event()
+        self.predict_path, self.result_limit, self.logs = predict_path, result_limit, logs
+        self.app: Any = None
+        self.load_error, self.loaded = "", threading.Event()
 
     def __call__(self, environ: Record, start_response: Callable[..., Any]) -> Iterable[bytes]:
         endpoint = environ["PATH_INFO"] if environ["REQUEST_METHOD"] == "POST" else ""
-        headers = [("Content-Type", "application/json")]
         if endpoint in ("/init", "/run"):
-            status, data = self.answer(endpoint, environ)
+            status, retry, data = self.answer(endpoint, environ)
         elif self.app:
             return self.app(environ, start_response)  # type: ignore[no-any-return]
         else:
-            status, data = "503 Service Unavailable", serialize({"error": NOT_LOADED})
-            headers.append(("Retry-After", "1"))
-        start_response(status, headers + [("Content-Length", str(len(data)))])
+            status, retry, data = "503 Service Unavailable", [("Retry-After", "1")], serialize({"error": NOT_LOADED})
+        start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(data)))] + retry)
         return [data]
 
-    def answer(self, endpoint: str, environ: Record) -> Tuple[str, bytes]:
-        """A status and a JSON object, whatever arrives and whatever the app does, after the end of its log."""
+    def answer(self, endpoint: str, environ: Record) -> Tuple[str, List[Tuple[str, str]], bytes]:
+        """An object, whatever arrives and whatever the app does, and the end of its log."""
         try:
             message = json.loads(get_input_stream(environ).read().decode())
             result = self.run(message) if endpoint == "/run" else self.init(message)
             data = serialize(result, self.result_limit)
         except BaseException:
-            self.logs[1].write(traceback.format_exc())
+            os.write(self.logs[1].descriptor, traceback.format_exc().encode("utf-8", "replace"))
             result = failure(500, "The request failed; the log says why.")
             data = serialize(result)
-        status = "502 Bad Gateway" if endpoint == "/init" and "error" in result else "200 OK"
-        for log in self.logs if endpoint == "/run" or "error" in result else []:
+        failed = "error" in result
+        for log in self.logs if failed or endpoint == "/run" else []:
             log.end_activation()
-        return status, data
+        return "502 Bad Gateway" if failed and endpoint == "/init" else "200 OK", [], data
 
     def init(self, message: Record) -> Record:
-        """POST /init: takes over the environment, and waits for the model."""
+        """Takes over the platform's part of the environment, and waits for the model."""
         env = message["value"].get("env", {})
         os.environ.update({name: env[name] for name in env if name.startswith("__OW_")})
         error = self.wait(env.get("__OW_DEADLINE"))
         return {"error": error} if error else {"ok": True}
 
     def run(self, message: Record) -> Record:
-        """POST /run: value -> environ -> app -> result."""
+        """value -> environ -> app -> result."""
         try:
-            value = message["value"]
-            web = "__ow_method" in value
-            if not web:
+            value, plain = message["value"], "__ow_method" not in message["value"]
+            if plain:
                 value = dict(value, __ow_method="post", __ow_headers={"content-type": "application/json"})
             environ = environ_of(dict(message, value=value), self.predict_path)
             os.environ.update({"__OW_" + name.upper(): message[name] for name in IDS if name in message})
@@ -314,17 +317,17 @@ class Proxy:
             return failure(400, "OpenWhisk sends no such message: %s: %s." % (type(malformed).__name__, malformed))
         if error:
             return failure(503, NOT_LOADED)
-        response = call(self.app, environ)
-        if not web:
-            return plain_result(response)
-        status, headers, body = response
-        browser = value["__ow_method"] == "get" and "text/html" in environ.get("HTTP_ACCEPT", "")
-        if browser and not value.get("__ow_path") and status in (404, 405):
-            return result_of((302, [("Location", quote(environ["SCRIPT_NAME"]) + "/")], b""))
-        if value["__ow_method"] == "head":  # the controller counts the body for the Content-Length
-            length = int(dict(headers).get("Content-Length") or 0)
-            return result_of((status, headers, b" " * min(length, self.result_limit + 1 if self.result_limit else length)))
-        return result_of(response, value.get("__ow_headers", {}).get("accept-encoding", ""))
+        status, headers, body = call(self.app, environ)
+        if plain:
+            return plain_result((status, headers, body))
+        bare = value["__ow_method"] == "get" and not value.get("__ow_path")
+        if bare and status in (404, 405) and "text/html" in environ.get("HTTP_ACCEPT", ""):
+            return result_of((302, [("Location", quote(base_path(message)) + "/")], b""))
+        coding = value.get("__ow_headers", {}).get("accept-encoding", "")
+        if value["__ow_method"] == "head":  # the controller's Content-Length is the body's, which it then leaves out
+            length, coding = int(Headers(headers).get("Content-Length", 0)), ""
+            body = b" " * (min(length, self.result_limit + 1) if self.result_limit else length)
+        return result_of((status, headers, body), coding)
 
     def wait(self, deadline: Any) -> str:
         """For the model, until a second before the deadline (milliseconds since 1970); returns what went wrong."""
@@ -333,39 +336,38 @@ class Proxy:
         return "The model did not load within the action's time limit; 'wsk action update --timeout' gives it longer."
 
     def load(self, wsgi_app: str) -> None:
-        """Takes the app of module:attribute, or that which app.py runs; never returns, just as run() would not."""
+        """Takes the app of module:attribute, or the one that app.py runs; like run() it does not return."""
         def take(app: WSGIApp, *_: Any, **options: Any) -> None:
             self.app = app
             self.loaded.set()
             threading.Event().wait()
 
-        source = "WSGI_APP=" + wsgi_app if wsgi_app else "app.py in " + os.getcwd()
         sys.path.insert(0, os.getcwd())
         try:
             if wsgi_app:
                 module, attribute = wsgi_app.split(":")
-                take(getattr(importlib.import_module(module), attribute))
+                app = getattr(importlib.import_module(module), attribute)
+                take(app if callable(app) else app())  # TypeError: object is not callable
             importlib.import_module("flask").Flask.run = take  # MAXApp.run calls it
             runpy.run_path("app.py", run_name="__main__")
-            raise RuntimeError("it ended without run(); for an app that another server runs, set WSGI_APP=module:attribute")
+            raise RuntimeError("it ended without run(); if another server runs the app, set WSGI_APP=module:attribute")
         except BaseException as error:
-            self.logs[1].write(traceback.format_exc())
+            traceback.print_exc()
+            source = "WSGI_APP=" + wsgi_app if wsgi_app else "app.py in " + os.getcwd()
             self.load_error = "The model failed to load from %s: %s: %s" % (source, type(error).__name__, error)
-        self.loaded.set()
-        threading.Event().wait()
+        take(None)
 
 
 def stop_on_signals(server: BaseWSGIServer) -> None:
     """On SIGTERM and SIGINT: no new connections, the requests under way are finished, exit status 0."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer)  # works even while the main thread loads a model in C
-    stops = (signal.SIGTERM, signal.SIGINT)
-    for number in stops:
+    signal.set_wakeup_fd(writer)  # comes even while the main thread loads a model in C
+    for number in STOPS:
         signal.signal(number, lambda *_: None)
 
     def watch() -> None:
-        while os.read(reader, 1)[0] not in stops:
+        while os.read(reader, 1)[0] not in STOPS:
             pass
         server.shutdown()
         server.server_close()
@@ -377,24 +379,24 @@ def stop_on_signals(server: BaseWSGIServer) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def setting(name: str, default: str, valid: Callable[[str], Any], wanted: str) -> str:
-    """An environment variable; exits with a sentence that names it if its value can't be used."""
-    text = os.environ.get(name) or default
-    return text if valid(text) else sys.exit("%s must be %s, not %r." % (name, wanted, text))
+def read_settings() -> List[str]:
+    """The environment variables of SETTINGS; exits with a sentence about the one that makes no sense."""
+    texts = [os.environ.get(name) or default for name, (default, _, _) in SETTINGS.items()]
+    for text, (name, (_, pattern, wanted)) in zip(texts, SETTINGS.items()):
+        if not re.match(pattern + r"\Z", text):
+            sys.exit("%s must be %s, not %r." % (name, wanted, text))
+    return texts
 
 
 def main() -> None:
-    number = re.compile(r"[0-9]{1,15}\Z").match
-    port = int(setting("PORT", "8080", lambda text: number(text) and 0 < int(text) < 65536, "a port from 1 to 65535"))
-    limit = int(setting("RESULT_LIMIT", "1048576", number, "a number of bytes, 0 for no limit"))
-    predict_path = setting("PREDICT_PATH", "/model/predict", re.compile(r"/[!-~]*\Z").match, "a path that begins with /")
-    wsgi_app = setting("WSGI_APP", "", re.compile(r"([\w.]+:\w+)?\Z").match, "module:attribute")
+    """Listens at once, and loads the model meanwhile in the main thread: TensorFlow 1 needs it there."""
+    port, wsgi_app, predict_path, result_limit = read_settings()
     logs = sys.stdout, sys.stderr = [Log(1), Log(2)]
-    proxy = Proxy(predict_path, limit, logs)
+    proxy = Proxy(predict_path, int(result_limit), logs)
     try:
-        server = make_server("0.0.0.0", port, proxy, threaded=True, request_handler=Handler)
+        server = make_server("0.0.0.0", int(port), proxy, threaded=True, request_handler=Handler)
     except OSError as error:
-        sys.exit("PORT %d can't be listened on: %s." % (port, error))
+        sys.exit("The PORT %s can't be listened on: %s." % (port, error))
     stop_on_signals(server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     proxy.load(wsgi_app)

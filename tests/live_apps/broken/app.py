@@ -1,0 +1,3 @@
+"""A model whose import fails."""
+
+raise OSError("no weights")

@@ -1,0 +1,122 @@
+"""A plain Flask app whose app.py runs it, with what can go wrong in a model and what only a test asks for."""
+
+import os
+import sys
+import threading
+import time
+
+from flask import Flask, Response, jsonify, request
+
+application = Flask(__name__)
+together = threading.Barrier(4)
+
+
+@application.route("/model/predict", methods=["POST"])
+def predict():
+    parameters = request.get_json(force=True)
+    if "error" in parameters:
+        return jsonify(message="bad input"), 400
+    if "text" in parameters:
+        return "just text", 200, {"Content-Type": "text/plain"}
+    if "list" in parameters:
+        return jsonify([1, 2])
+    if "nan" in parameters:
+        return Response('{"a": NaN}', mimetype="application/json")
+    return jsonify(seen=parameters)
+
+
+@application.route("/environment")
+def environment():
+    return jsonify({name: text for name, text in os.environ.items() if name.startswith(("__OW_", "SECRET"))})
+
+
+@application.route("/ids")
+def ids():
+    return jsonify({name: text for name, text in request.environ.items() if name.startswith("openwhisk.")})
+
+
+@application.route("/print/<text>")
+def printing(text):
+    print("out " + text, end=request.args.get("end", "\n"))
+    print("err " + text, end=request.args.get("end", "\n"), file=sys.stderr)
+    return "printed"
+
+
+@application.route("/together/<name>")
+def meet(name):
+    """Answers when four are here at once."""
+    together.wait(timeout=30)
+    return jsonify(name=name, activation=request.environ["openwhisk.activation_id"])
+
+
+@application.route("/exit")
+def leave():
+    sys.exit("secret")
+
+
+@application.route("/sleep/<float:seconds>")
+def sleep(seconds):
+    print("asleep", flush=True)
+    time.sleep(seconds)
+    return "awake"
+
+
+@application.route("/bytes/<int:count>")
+def count(count):
+    kind = request.args.get("type", "application/octet-stream")
+    return Response(b"7" * count if "random" not in request.args else os.urandom(count), content_type=kind)
+
+
+@application.route("/header")
+def header():
+    response = Response("x")
+    response.headers.add("X-Good", "a")
+    response.headers.add("X-Good", "b")
+    response.headers["X-Bad Name"] = "1"
+    return response
+
+
+@application.errorhandler(ZeroDivisionError)
+def not_this(error):
+    return "division", 500
+
+
+@application.route("/close-stdout")
+def close():
+    sys.stdout.close()
+    return "closed"
+
+
+class Raises:
+    """Middleware that fails outside of Flask, where no error page comes to the rescue."""
+
+    def __init__(self, app):
+        self.app = app
+
+    def __call__(self, environ, start_response):
+        if environ["PATH_INFO"] == "/raise":
+            raise RuntimeError("secret")
+        if environ["PATH_INFO"] == "/raise-late":
+            start_response("200 OK", [])
+            return iter_and_fail()
+        if environ["PATH_INFO"] == "/write":
+            start_response("200 OK", [("Content-Type", "text/plain")])(b"written, ")
+            return [b"returned"]
+        if environ["PATH_INFO"] == "/status/700":
+            start_response("700 Odd", [("Content-Type", "text/plain")])
+            return [b"odd"]
+        if environ["PATH_INFO"] == "/split":
+            start_response("200 OK", [("Content-Type", "text/plain"), ("X-Split", "a\r\nSet-Cookie: b"), ("X Name", "c"), ("X-Kept", "d")])
+            return [b"split"]
+        return self.app(environ, start_response)
+
+
+def iter_and_fail():
+    yield b"half"
+    raise RuntimeError("secret")
+
+
+application.wsgi_app = Raises(application.wsgi_app)
+
+print("loading")
+application.run("0.0.0.0", port=5000, debug=True)

@@ -1,0 +1,19 @@
+"""A model that loads until a file appears; the test makes it."""
+
+import os
+import time
+
+from flask import Flask
+
+app = Flask(__name__)
+print("loading", flush=True)
+while not os.path.exists(os.environ["LOADED_WHEN"]):
+    time.sleep(0.01)
+
+
+@app.route("/")
+def index():
+    return "loaded"
+
+
+app.run()
