@@ -81,10 +81,12 @@ class MediaType:
         return self.kind + self.parameters + (f"; charset={self.charset}" if self.charset else "")
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The controller answers by itself, with a JSON body that holds this sentence."""
 
-    def __init__(self, status: int, sentence: str, *, headers: Iterable[tuple[str, str]] = (), pretty: bool = True) -> None:
+    def __init__(
+        self, status: int, sentence: str, *, headers: Iterable[tuple[str, str]] = (), pretty: bool = True
+    ) -> None:
         super().__init__(sentence)
         self.status, self.sentence, self.headers, self.pretty = status, sentence, headers, pretty
 
@@ -121,7 +123,9 @@ class WebAction:
 
     def init(self) -> None:
         """POST /init, again and again until the container listens. Raises ConnectionError with a sentence."""
-        env = {"__OW_" + name.upper(): text for name, text in self.activation().items()} | {"__OW_API_HOST": "127.0.0.1"}
+        env = {"__OW_" + name.upper(): text for name, text in self.activation().items()} | {
+            "__OW_API_HOST": "127.0.0.1"
+        }
         value = {"name": self.name.rpartition("/")[2], "binary": False, "main": "main", "env": env}
         started = time.monotonic()
         while True:
@@ -134,9 +138,13 @@ class WebAction:
                     raise ConnectionError(f"No container listens at {self.container}: start it first.") from None
                 time.sleep(RETRY_SECONDS)
             except OSError as error:
-                raise ConnectionError(f"The container at {self.container} did not answer POST /init: {error}.") from None
+                raise ConnectionError(
+                    f"The container at {self.container} did not answer POST /init: {error}."
+                ) from None
         if status != 200:
-            raise ConnectionError(f"The container at {self.container} failed to initialize: {data.decode(errors='replace')}")
+            raise ConnectionError(
+                f"The container at {self.container} failed to initialize: {data.decode(errors='replace')}"
+            )
 
     def activation(self) -> dict[str, str]:
         return {
@@ -164,10 +172,19 @@ class WebAction:
         transaction_id = uuid.uuid4().hex
         try:
             status, headers, body = self.respond(environ)
-        except Refused as refused:
+        except RefusedError as refused:
             error = {"code": transaction_id, "error": refused.sentence}
-            text = json.dumps(error, ensure_ascii=False, indent=2 if refused.pretty else None, separators=(",", ": " if refused.pretty else ":"))
-            status, headers, body = refused.status, [*refused.headers, ("Content-Type", "application/json")], text.encode()
+            text = json.dumps(
+                error,
+                ensure_ascii=False,
+                indent=2 if refused.pretty else None,
+                separators=(",", ": " if refused.pretty else ":"),
+            )
+            status, headers, body = (
+                refused.status,
+                [*refused.headers, ("Content-Type", "application/json")],
+                text.encode(),
+            )
         except InternalError:
             status, headers = 500, [("Content-Type", "text/plain; charset=UTF-8")]
             body = b"There was an internal server error."
@@ -181,13 +198,16 @@ class WebAction:
         """What the controller does from a request to its response."""
         method = environ["REQUEST_METHOD"]
         if method not in METHODS:
-            raise Refused(405, f"HTTP method not allowed, supported methods: {', '.join(METHODS)}", pretty=False)
+            raise RefusedError(405, f"HTTP method not allowed, supported methods: {', '.join(METHODS)}", pretty=False)
         path, _, query = environ["devserver.target"].partition("?")
         extension, rest = self.match(collapse_dots(path))
-        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)) if not environ.get(
-            "wsgi.input_terminated") else environ["wsgi.input"].read()
+        body = (
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            if not environ.get("wsgi.input_terminated")
+            else environ["wsgi.input"].read()
+        )
         if len(body) > LIMIT:
-            raise Refused(413, f"Request larger than allowed: {len(body)} > {LIMIT} bytes.")
+            raise RefusedError(413, f"Request larger than allowed: {len(body)} > {LIMIT} bytes.")
         headers = {name.lower(): decode_header(text) for name, text in environ["devserver.headers"]}
         cors = [*CORS, ("Access-Control-Allow-Headers", headers.get("access-control-request-headers", CORS_HEADERS))]
         if method == "OPTIONS":
@@ -198,20 +218,20 @@ class WebAction:
         try:
             result = self.invoke({**activation, "value": value})
             status, headers_, body_ = EXTENSIONS[extension](result.get("error", result))
-        except Refused as refused:
-            raise Refused(refused.status, refused.sentence, headers=cors) from None
+        except RefusedError as refused:
+            raise RefusedError(refused.status, refused.sentence, headers=cors) from None
         return status, cors + headers_, body_
 
     def match(self, path: str) -> tuple[str, str]:
-        """The extension and the rest of the path behind the web action's URL; raises Refused for other URLs."""
+        """The extension and the rest of the path behind the web action's URL; raises RefusedError for other URLs."""
         for extension in ("", *EXTENSIONS):
             if unquote(path) == self.path + extension or unquote(path).startswith(self.path + extension + "/"):
-                segments = path.split("/")[len(self.path.split("/")):]
+                segments = path.split("/")[len(self.path.split("/")) :]
                 return extension or ".http", "".join("/" + quote(unquote(part), safe=SEGMENT_SAFE) for part in segments)
-        raise Refused(404, "The requested resource does not exist.")
+        raise RefusedError(404, "The requested resource does not exist.")
 
     def value(self, method: str, headers: dict[str, str], path: str, query: str, body: bytes) -> dict[str, Any]:
-        """The `value` of the message, as in tests/recordings/requests.json; raises Refused with the controller's 400."""
+        """The `value` of the message, as in tests/recordings/requests.json; raises RefusedError."""
         for name in ("content-length", "transfer-encoding"):
             headers.pop(name, None)
         media = None
@@ -238,11 +258,11 @@ class WebAction:
         elif media:
             value["__ow_body"] = carried(media, body)
         if RESERVED & set(parameters):
-            raise Refused(400, "Request defines parameters that are not allowed (e.g., reserved properties).")
+            raise RefusedError(400, "Request defines parameters that are not allowed (e.g., reserved properties).")
         return {**value, **parameters}
 
     def invoke(self, message: dict[str, Any]) -> Any:
-        """What the invoker does: POST /run, again while nothing answers. Returns the result; raises Refused."""
+        """What the invoker does: POST /run, again while nothing answers. Returns the result; raises RefusedError."""
         started = time.monotonic()
         while True:
             left = started + min(self.timeout, BLOCKING_SECONDS) - time.monotonic()
@@ -253,11 +273,12 @@ class WebAction:
                 if left > RETRY_SECONDS and not isinstance(error, socket.timeout):
                     time.sleep(RETRY_SECONDS)
                 elif self.timeout < BLOCKING_SECONDS:
-                    raise Refused(400, "There was an error processing your request.") from None
+                    raise RefusedError(400, "There was an error processing your request.") from None
                 else:
-                    raise Refused(202, "Response not yet ready.") from None
+                    raise RefusedError(202, "Response not yet ready.") from None
         if len(data) > LIMIT:
-            return {"error": f"The action produced a response that exceeded the allowed length: {len(data)} > {LIMIT} bytes."}
+            length = f"{len(data)} > {LIMIT} bytes"
+            return {"error": f"The action produced a response that exceeded the allowed length: {length}."}
         try:
             result = json.loads(data, parse_constant=int) if status == 200 and sized else None
         except ValueError:
@@ -265,7 +286,7 @@ class WebAction:
         if isinstance(result, list):
             raise InternalError
         if not isinstance(result, dict):
-            raise Refused(400, "There was an error processing your request.")
+            raise RefusedError(400, "There was an error processing your request.")
         return result
 
 
@@ -276,7 +297,7 @@ def collapse_dots(path: str) -> str:
     for index, segment in enumerate(segments):
         last = index == len(segments) - 1
         if unquote(segment) == "..":
-            del kept[max(len(kept) - 1, 1):]
+            del kept[max(len(kept) - 1, 1) :]
         if unquote(segment) not in (".", ".."):
             kept.append(segment)
         elif last:
@@ -293,9 +314,9 @@ def decode_header(text: str) -> str:
 
 
 def parse_query(query: str) -> list[tuple[str, str | None]]:
-    """Names and values, None for a name without =; raises Refused for a broken percent-encoding."""
+    """Names and values, None for a name without =; raises RefusedError for a broken percent-encoding."""
     if re.search("%(?![0-9A-Fa-f]{2})", query):
-        raise Refused(400, "Illegal query: Invalid input, expected HEXDIG", pretty=False)
+        raise RefusedError(400, "Illegal query: Invalid input, expected HEXDIG", pretty=False)
     pairs = [part.partition("=") for part in query.split("&")] if query else []
     return [(decode(name), decode(text) if equals else None) for name, equals, text in pairs]
 
@@ -319,7 +340,7 @@ def carried(media: MediaType, body: bytes) -> str:
 
 
 def parse_json(data: bytes) -> Any:
-    """Raises Refused with spray-json's words for what is malformed; its positions count bytes."""
+    """Raises RefusedError with spray-json's words for what is malformed; its positions count bytes."""
     text = data.decode("latin-1")
     try:
         json.loads(text, parse_constant=int)
@@ -329,10 +350,16 @@ def parse_json(data: bytes) -> Any:
     except ValueError:  # NaN and the like
         position, message = next(found.start() for found in re.finditer("-?(NaN|Infinity)", text)), "Expecting value"
     except RecursionError:
-        raise Refused(400, "The request content was malformed:\nJSON input nested too deeply", pretty=False) from None
+        raise RefusedError(
+            400, "The request content was malformed:\nJSON input nested too deeply", pretty=False
+        ) from None
     if message.startswith("Illegal trailing comma"):
         position = re.compile(r"\s*").match(text, position + 1).end()  # type: ignore[union-attr]
-        message = "Expecting value" if text[position:position + 1] == "]" else "Expecting property name enclosed in double quotes"
+        message = (
+            "Expecting value"
+            if text[position : position + 1] == "]"
+            else "Expecting property name enclosed in double quotes"
+        )
     if message.startswith("Unterminated string"):
         position = len(text)
     opened = [""]
@@ -342,13 +369,25 @@ def parse_json(data: bytes) -> Any:
         elif bracket in "]}":
             opened.pop()
     expected = JSON_EXPECTED.get(message, f"'{opened[-1]}'")
-    found = text[position:position + 1]
-    unexpected = "end-of-input" if not found else f"character '{found}'" if found.isprintable() else f"character '\\u{ord(found):04x}'"
+    found = text[position : position + 1]
+    unexpected = (
+        "end-of-input"
+        if not found
+        else f"character '{found}'"
+        if found.isprintable()
+        else f"character '\\u{ord(found):04x}'"
+    )
     start, line = text.rfind("\n", 0, position) + 1, text.count("\n", 0, position) + 1
-    shown = "".join(map(printable, re.findall(b"[\xc0-\xdf].?|[\xe0-\xef].{0,2}|[\xf0-\xf7].{0,3}|.", data[start:].split(b"\n")[0])))
+    shown = "".join(
+        map(printable, re.findall(b"[\xc0-\xdf].?|[\xe0-\xef].{0,2}|[\xf0-\xf7].{0,3}|.", data[start:].split(b"\n")[0]))
+    )
     column = position - start + 1
-    raise Refused(400, f"The request content was malformed:\nUnexpected {unexpected} at input index {position} "
-                       f"(line {line}, position {column}), expected {expected}:\n{shown}\n{' ' * (column - 1)}^\n", pretty=False)
+    raise RefusedError(
+        400,
+        f"The request content was malformed:\nUnexpected {unexpected} at input index {position} "
+        f"(line {line}, position {column}), expected {expected}:\n{shown}\n{' ' * (column - 1)}^\n",
+        pretty=False,
+    )
 
 
 def printable(sequence: bytes) -> str:
@@ -363,7 +402,9 @@ def printable(sequence: bytes) -> str:
 def pretty(value: Any, indent: int = 0) -> str:
     """JSON as spray-json prints it: members on lines of their own, arrays on one."""
     if isinstance(value, dict):
-        inner = ",\n".join(f"{' ' * (indent + 2)}{json.dumps(name)}: {pretty(value[name], indent + 2)}" for name in sorted(value))
+        inner = ",\n".join(
+            f"{' ' * (indent + 2)}{json.dumps(name)}: {pretty(value[name], indent + 2)}" for name in sorted(value)
+        )
         return "{\n" + inner + "\n" + " " * indent + "}"
     if isinstance(value, list):
         return "[" + ", ".join(pretty(member, indent) for member in value) + "]"
@@ -371,8 +412,8 @@ def pretty(value: Any, indent: int = 0) -> str:
 
 
 def result_as_http(result: Any) -> Reply:
-    """`{statusCode, headers, body}` as in tests/recordings/responses.json; raises Refused."""
-    invalid = Refused(400, "Response is not valid 'message/http'.")
+    """`{statusCode, headers, body}` as in tests/recordings/responses.json; raises RefusedError."""
+    invalid = RefusedError(400, "Response is not valid 'message/http'.")
     if not isinstance(result, dict) or not isinstance(result.get("headers", {}), dict):
         raise invalid
     body = result.get("body")
@@ -380,18 +421,28 @@ def result_as_http(result: Any) -> Reply:
     if isinstance(code, bool) or not re.match(r"[1-5][0-9]{2}(\.0)?$", str(code)):
         raise invalid
     status = int(float(code))
-    headers = [(name, text) for name in sorted(result.get("headers", {})) for text in flattened(result["headers"][name], invalid)]
+    headers = [
+        (name, text)
+        for name in sorted(result.get("headers", {}))
+        for text in flattened(result["headers"][name], invalid)
+    ]
     if not all(re.fullmatch(TOKEN, name) for name, _ in headers):
         raise ConnectionResetError
     content_types = [text for name, text in headers if name.lower() == "content-type"]
-    headers = [pair for pair in headers if pair[0].lower() not in {*CONTROLLERS, "content-type"} and not set("\r\n") & set(pair[1])]
+    headers = [
+        pair
+        for pair in headers
+        if pair[0].lower() not in {*CONTROLLERS, "content-type"} and not set("\r\n") & set(pair[1])
+    ]
     if body is None or body == "":
         return status, headers, b""
     try:
-        media = MediaType(content_types[0] if content_types else "text/html" if isinstance(body, str) else "application/json")
+        media = MediaType(
+            content_types[0] if content_types else "text/html" if isinstance(body, str) else "application/json"
+        )
     except ValueError:
-        raise Refused(400, "Response did not specify a known content-type.") from None
-    mismatch = Refused(400, "Response type in header did not match generated content type.")
+        raise RefusedError(400, "Response did not specify a known content-type.") from None
+    mismatch = RefusedError(400, "Response type in header did not match generated content type.")
     if not isinstance(body, str):
         if not media.is_json:
             raise mismatch
@@ -409,7 +460,7 @@ def result_as_http(result: Any) -> Reply:
     return status, [*headers, ("Content-Type", str(media))], data
 
 
-def flattened(value: Any, invalid: Refused) -> list[str]:
+def flattened(value: Any, invalid: RefusedError) -> list[str]:
     if isinstance(value, list):
         return [text for member in value for text in flattened(member, invalid)]
     if value is None or isinstance(value, dict):
@@ -419,6 +470,7 @@ def flattened(value: Any, invalid: Refused) -> list[str]:
 
 def result_as(kind: str, field: str) -> Callable[[Any], Reply]:
     """The body of a result for the extensions .html, .svg, .text and .json."""
+
     def reply(result: Any) -> Reply:
         content = result.get("body", result.get(field)) if isinstance(result, dict) else result
         if field == "json":
@@ -426,8 +478,13 @@ def result_as(kind: str, field: str) -> Callable[[Any], Reply]:
         elif field == "text" and content is not None:
             content = content if isinstance(content, str) else pretty(content)
         if not isinstance(content, str):
-            raise Refused(*((404, "Response does not include requested property.") if field == "text" else
-                            (400, f"Response is not valid '{kind.partition(';')[0]}'.")))
+            raise RefusedError(
+                *(
+                    (404, "Response does not include requested property.")
+                    if field == "text"
+                    else (400, f"Response is not valid '{kind.partition(';')[0]}'.")
+                )
+            )
         return 200, [("Content-Type", kind)], content.encode()
 
     return reply
@@ -444,19 +501,31 @@ EXTENSIONS: dict[str, Callable[[Any], Reply]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("container", metavar="CONTAINER_URL", help="where openwhisk.py listens, like http://127.0.0.1:8080")
+    parser.add_argument(
+        "container", metavar="CONTAINER_URL", help="where openwhisk.py listens, like http://127.0.0.1:8080"
+    )
     parser.add_argument("--port", type=int, default=3233, help="of this server (default: %(default)s)")
-    parser.add_argument("--web", choices=("raw", "true"), default="raw", help="as of 'wsk action update' (default: %(default)s)")
+    parser.add_argument(
+        "--web", choices=("raw", "true"), default="raw", help="as of 'wsk action update' (default: %(default)s)"
+    )
     parser.add_argument("--namespace", default="guest", help="(default: %(default)s)")
     parser.add_argument("--package", default="default", help="(default: %(default)s)")
     parser.add_argument("--action", default="max-ocr", help="the action's name (default: %(default)s)")
-    parser.add_argument("--timeout", type=float, default=60, help="the action's time limit in seconds (default: %(default)s)")
+    parser.add_argument(
+        "--timeout", type=float, default=60, help="the action's time limit in seconds (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     try:
-        action = WebAction(arguments.container, raw=arguments.web == "raw", namespace=arguments.namespace,
-                           package=arguments.package, action=arguments.action, timeout=arguments.timeout)
-        action.init()
+        action = WebAction(
+            arguments.container,
+            raw=arguments.web == "raw",
+            namespace=arguments.namespace,
+            package=arguments.package,
+            action=arguments.action,
+            timeout=arguments.timeout,
+        )
         server = make_server("127.0.0.1", arguments.port, action, threaded=True, request_handler=Handler)
+        action.init()
     except (OSError, OverflowError, ValueError) as error:
         sys.exit(str(error))
     print(f"http://127.0.0.1:{arguments.port}{action.path}", flush=True)

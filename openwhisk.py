@@ -41,23 +41,24 @@ SETTINGS = {  # environment variables: default, pattern, meaning
 
 # What the controller carries as text (tests/recordings/text_media_types.json); all else is base64. A charset makes
 # other types text too, but not those that its HTTP library knows as binary (Pekko HTTP's MediaType.scala).
-TEXT = {main + "/" + sub for main, subs in {"application": """atom+xml base64 javascript json json-patch+json xml-dtd xml
-    merge-patch+json problem+json problem+xml rss+xml soap+xml vnd.api+json vnd.google-earth.kml+xml x-latex x-vrml
+TEXT = {main + "/" + sub for main, subs in {"application": """atom+xml base64 javascript json json-patch+json xml-dtd
+    xml merge-patch+json problem+json problem+xml rss+xml soap+xml vnd.api+json vnd.google-earth.kml+xml x-latex x-vrml
     x-www-form-urlencoded xhtml+xml""", "text": """asp cache-manifest calendar css csv event-stream html markdown mcf
     plain richtext tab-separated-values uri-list vnd.wap.wml vnd.wap.wmlscript x-asm x-c x-component x-h x-java-source
     x-pascal x-script x-scriptcsh x-scriptelisp x-scriptksh x-scriptlisp x-scriptperl x-scriptperl-module x-scriptphyton
     x-scriptrexx x-scriptscheme x-scriptsh x-scripttcl x-scripttcsh x-scriptzsh x-server-parsed-html x-setext x-sgml
     x-speech x-uuencode x-vcalendar x-vcard xml"""}.items() for sub in subs.split()}
-BINARY = re.compile(r"(?!text/|application/)|application/(cbor|gnutar|java-archive|grpc|lha|lzx|msword|octet-stream|pdf"
-                    r"|postscript|zip|vnd\.(google-earth|ms-|oasis|openxml)|x-(.*compress|apple|bzip|chrome|debian|dvi"
-                    r"|font|gtar|gzip|redhat|shockwave|tar|tex|x509|xpinstall))")
+BINARY = re.compile(r"(?!text/|application/)|application/(cbor|gnutar|java-archive|grpc|lha|lzx|msword|octet-stream"
+                    r"|pdf|postscript|zip|vnd\.(google-earth|ms-|oasis|openxml)|x-(.*compress|apple|bzip|chrome|debian"
+                    r"|dvi|font|gtar|gzip|redhat|shockwave|tar|tex|x509|xpinstall))")
 JSON = re.compile(r"application/json$|.*\+json$")  # text that may be base64 as well, and is whenever it looks like it
 LOOKS_BASE64 = re.compile(r"[\0- ]*([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?[\0- ]*\Z")
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # https://www.rfc-editor.org/rfc/rfc9110#name-tokens
 HEADER = re.compile(TOKEN + r":[\t -~\x80-\xff]*\Z")
 CONTENT_TYPE = re.compile(r'\s*({0}/{0})((?:\s*;\s*{0}=(?:{0}|"(?:[^"\\]|\\.)*"))*)[\s;]*\Z'.format(TOKEN))
 CHARSET = re.compile(r";\s*charset=[\"']?([^\"';\s]+)", re.IGNORECASE)
-Record, WSGIApp = Dict[str, Any], Callable[..., Iterable[bytes]]
+Record = Dict[str, Any]
+WSGIApp = Callable[..., Iterable[bytes]]
 Response = Tuple[int, List[Tuple[str, str]], bytes]  # status, headers, body
 
 
@@ -100,14 +101,15 @@ def environ_of(message: Record, predict_path: str) -> Record:
     value = message["value"]
     headers, method = value.get("__ow_headers", {}), value["__ow_method"].upper()
     query, body = query_and_body(value)
-    client, host, scheme = (headers.get("x-forwarded-" + of, "").split(",")[0].strip() for of in ("for", "host", "proto"))
-    scheme, port = ("https", "443") if scheme.lower() == "https" else ("http", "80")
+    client, host, proto = (headers.get("x-forwarded-" + of, "").split(",")[0] for of in ("for", "host", "proto"))
+    scheme, port = ("https", "443") if proto.lower() == "https" else ("http", "80")
     host = host or headers.get("host") or "localhost"
     name, given_port = re.match(r"(.*?)(?::([0-9]+))?$", host).groups()  # type: ignore[union-attr]
-    texts = {"HTTP_" + key.upper().replace("-", "_"): headers[key] for key in sorted(headers, reverse=True)}  # X-A over X_A
+    texts = {"HTTP_" + name.upper().replace("-", "_"): headers[name]
+             for name in sorted(headers, reverse=True)}  # of X-A and X_A the first wins
     texts.update({
-        "REQUEST_METHOD": method, "QUERY_STRING": query, "SERVER_PROTOCOL": "HTTP/1.1",
-        "HTTP_HOST": host, "SERVER_NAME": name, "SERVER_PORT": given_port or port, "REMOTE_ADDR": client or "127.0.0.1",
+        "REQUEST_METHOD": method, "QUERY_STRING": query, "SERVER_PROTOCOL": "HTTP/1.1", "HTTP_HOST": host,
+        "SERVER_NAME": name, "SERVER_PORT": given_port or port, "REMOTE_ADDR": client or "127.0.0.1",
         "REMOTE_USER": value.get("__ow_user"), "CONTENT_TYPE": texts.pop("HTTP_CONTENT_TYPE", None),
         "CONTENT_LENGTH": str(len(body)) if body or method in ("POST", "PUT", "PATCH") else None,
         "HTTP_CONTENT_LENGTH": None, "HTTP_ACCEPT_ENCODING": None})  # compression is the proxy's business
@@ -160,7 +162,7 @@ def compress(headers: Headers, kind: str, body: bytes) -> bytes:
 
 
 def encode_body(headers: Headers, body: bytes) -> str:
-    """Text or base64, as the controller expects it of the Content-Type, which changes where it can't carry the bytes."""
+    """Text or base64, as the controller expects it of the Content-Type; changes one that can't carry the bytes."""
     kind, charset = media_type(headers.get("Content-Type", ""))
     encoded = "Content-Encoding" in headers
     if encoded and "javascript" in kind:
@@ -337,7 +339,7 @@ class Proxy:
 
     def load(self, wsgi_app: str) -> None:
         """Takes the app of module:attribute, or the one that app.py runs; like run() it does not return."""
-        def take(app: WSGIApp, *_: Any, **options: Any) -> None:
+        def take(app: Any, *_: Any, **options: Any) -> None:
             self.app = app
             self.loaded.set()
             threading.Event().wait()

@@ -49,8 +49,16 @@ class Process:
     def __init__(self, *command: str, cwd: Path, port: int = 0, env: dict[str, str] | None = None) -> None:
         self.port = port
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0", **(env or {})}
-        self.popen = subprocess.Popen(command, cwd=cwd, env=environment, text=True, errors="replace",
-                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        self.popen = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment,
+            text=True,
+            errors="replace",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
         self.out: queue.Queue[str] = queue.Queue()
         self.err: queue.Queue[str] = queue.Queue()
         for stream, lines in ((self.popen.stdout, self.out), (self.popen.stderr, self.err)):
@@ -95,8 +103,14 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.popen.pid, signal.SIGKILL)
 
-    def request(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None,
-                seconds: float = 60) -> Answer:
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        seconds: float = 60,
+    ) -> Answer:
         return request(self.port, method, path, body, headers, seconds)
 
     def post(self, path: str, message: Any, seconds: float = 60) -> Answer:
@@ -129,9 +143,15 @@ class Answer:
         return json.loads(self.body)
 
 
-def request(port: int, method: str, path: str, body: bytes | None = None,
-            headers: dict[str, str] | list[tuple[str, str]] | None = None, seconds: float = 60,
-            chunks: bytes | None = None) -> Answer:
+def request(
+    port: int,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: dict[str, str] | list[tuple[str, str]] | None = None,
+    seconds: float = 60,
+    chunks: bytes | None = None,
+) -> Answer:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
     with contextlib.closing(connection):
         connection.putrequest(method, path, skip_accept_encoding=True, skip_host="Host" in dict(headers or {}))

@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +16,17 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import LIVE_APPS, ROOT, SENTINEL, Process, free_port, request, running, start_container
+from conftest import LIVE_APPS, ROOT, SENTINEL, Process, request, running, start_container
 
-EVERY_ID = {"action_name": "/guest/models/rec", "action_version": "0.0.1", "activation_id": "a1", "deadline": "9999999999999",
-            "namespace": "guest", "transaction_id": "t1", "api_key": "k"}
+EVERY_ID = {
+    "action_name": "/guest/models/rec",
+    "action_version": "0.0.1",
+    "activation_id": "a1",
+    "deadline": "9999999999999",
+    "namespace": "guest",
+    "transaction_id": "t1",
+    "api_key": "k",
+}
 
 
 @pytest.fixture
@@ -56,8 +62,10 @@ class TestInit:
 
     def test_should_wait_until_the_model_is_loaded(self, stack: str, tmp_path: Path) -> None:
         loaded = tmp_path / "loaded"
-        with running(start_container(stack, LIVE_APPS / "slow", LOADED_WHEN=str(loaded))) as process, \
-                concurrent.futures.ThreadPoolExecutor() as pool:
+        with (
+            running(start_container(stack, LIVE_APPS / "slow", LOADED_WHEN=str(loaded))) as process,
+            concurrent.futures.ThreadPoolExecutor() as pool,
+        ):
             process.until("loading", process.out)
             inits = [pool.submit(process.post, "/init", {"value": {}}) for _ in range(2)]
             run = pool.submit(process.run, web("/"))
@@ -77,15 +85,20 @@ class TestInit:
             result = process.run(web("/"), deadline=deadline)
             assert result["error"]["statusCode"] == 503
 
-    @pytest.mark.parametrize(("app", "env", "words"), [
-        ("broken", {}, ["app.py in ", "OSError: no weights"]),
-        ("", {}, ["app.py in ", "FileNotFoundError"]),
-        ("runless", {}, ["app.py in ", "run()", "WSGI_APP"]),
-        ("recorder", {"WSGI_APP": "nowhere:app"}, ["WSGI_APP=nowhere:app", "ModuleNotFoundError", "nowhere"]),
-        ("recorder", {"WSGI_APP": "app:nothing"}, ["WSGI_APP=app:nothing", "AttributeError", "nothing"]),
-        ("recorder", {"WSGI_APP": "app:json"}, ["WSGI_APP=app:json", "TypeError", "not callable"]),
-    ])
-    def test_should_say_why_the_model_did_not_load(self, stack: str, app: str, env: dict[str, str], words: list[str]) -> None:
+    @pytest.mark.parametrize(
+        ("app", "env", "words"),
+        [
+            ("broken", {}, ["app.py in ", "OSError: no weights"]),
+            ("", {}, ["app.py in ", "FileNotFoundError"]),
+            ("runless", {}, ["app.py in ", "run()", "WSGI_APP"]),
+            ("recorder", {"WSGI_APP": "nowhere:app"}, ["WSGI_APP=nowhere:app", "ModuleNotFoundError", "nowhere"]),
+            ("recorder", {"WSGI_APP": "app:nothing"}, ["WSGI_APP=app:nothing", "AttributeError", "nothing"]),
+            ("recorder", {"WSGI_APP": "app:json"}, ["WSGI_APP=app:json", "TypeError", "not callable"]),
+        ],
+    )
+    def test_should_say_why_the_model_did_not_load(
+        self, stack: str, app: str, env: dict[str, str], words: list[str]
+    ) -> None:
         with running(start_container(stack, LIVE_APPS / app, **env)) as process:
             answer = process.post("/init", {"value": {}})
             assert answer.status == 502
@@ -101,24 +114,42 @@ class TestInit:
 class TestRun:
     def test_should_serve_the_bare_url_with_the_predict_path(self, recorder: Process, stack: str) -> None:
         assert json.loads(text_of(recorder.run(web(method="post"))))["PATH_INFO"] == "/model/predict"
-        with running(start_container(stack, LIVE_APPS / "recorder", WSGI_APP="app:app", PREDICT_PATH="/v1/x")) as process:
+        with running(
+            start_container(stack, LIVE_APPS / "recorder", WSGI_APP="app:app", PREDICT_PATH="/v1/x")
+        ) as process:
             assert json.loads(text_of(process.run(web(query="a=1"))))["PATH_INFO"] == "/v1/x"
 
-    @pytest.mark.parametrize(("name", "base"), [
-        ("/guest/ocr", "/api/v1/web/guest/default/ocr"), ("/guest/models/ocr", "/api/v1/web/guest/models/ocr"),
-        ("/a b@c.d_e/ocr", "/api/v1/web/a b@c.d_e/default/ocr")])
+    @pytest.mark.parametrize(
+        ("name", "base"),
+        [
+            ("/guest/ocr", "/api/v1/web/guest/default/ocr"),
+            ("/guest/models/ocr", "/api/v1/web/guest/models/ocr"),
+            ("/a b@c.d_e/ocr", "/api/v1/web/a b@c.d_e/default/ocr"),
+        ],
+    )
     def test_should_mount_the_app_at_the_web_actions_path(self, recorder: Process, name: str, base: str) -> None:
         assert json.loads(text_of(recorder.run(web("/x"), action_name=name)))["SCRIPT_NAME"] == base
 
-    @pytest.mark.parametrize(("headers", "expected"), [
-        ({"host": "h.example"}, ("http", "h.example", "h.example", "80")),
-        ({"host": "h.example:3233"}, ("http", "h.example:3233", "h.example", "3233")),
-        ({"host": "[::1]:81"}, ("http", "[::1]:81", "[::1]", "81")),
-        ({"host": "h", "x_forwarded_proto": "https", "x_forwarded_host": "f.example"}, ("https", "f.example", "f.example", "443")),
-        ({"host": "h", "x_forwarded_proto": "https,http", "x_forwarded_host": "f:8443, g"}, ("https", "f:8443", "f", "8443")),
-        ({}, ("http", "localhost", "localhost", "80")),
-    ])
-    def test_should_take_scheme_and_host_from_the_headers(self, recorder: Process, headers: dict[str, str], expected: tuple[str, ...]) -> None:
+    @pytest.mark.parametrize(
+        ("headers", "expected"),
+        [
+            ({"host": "h.example"}, ("http", "h.example", "h.example", "80")),
+            ({"host": "h.example:3233"}, ("http", "h.example:3233", "h.example", "3233")),
+            ({"host": "[::1]:81"}, ("http", "[::1]:81", "[::1]", "81")),
+            (
+                {"host": "h", "x_forwarded_proto": "https", "x_forwarded_host": "f.example"},
+                ("https", "f.example", "f.example", "443"),
+            ),
+            (
+                {"host": "h", "x_forwarded_proto": "https,http", "x_forwarded_host": "f:8443, g"},
+                ("https", "f:8443", "f", "8443"),
+            ),
+            ({}, ("http", "localhost", "localhost", "80")),
+        ],
+    )
+    def test_should_take_scheme_and_host_from_the_headers(
+        self, recorder: Process, headers: dict[str, str], expected: tuple[str, ...]
+    ) -> None:
         seen = json.loads(text_of(recorder.run(web("/urls", **headers))))
         assert tuple(seen[key] for key in ("wsgi.url_scheme", "HTTP_HOST", "SERVER_NAME", "SERVER_PORT")) == expected
 
@@ -143,7 +174,8 @@ class TestRun:
         with concurrent.futures.ThreadPoolExecutor() as pool:
             runs = [pool.submit(flask_app.run, web(f"/together/{name}"), activation_id=f"id {name}") for name in "abcd"]
         assert [json.loads(text_of(run.result())) for run in runs] == [
-            {"name": name, "activation": f"id {name}"} for name in "abcd"]
+            {"name": name, "activation": f"id {name}"} for name in "abcd"
+        ]
 
     def test_should_send_a_browser_at_the_bare_url_to_the_ui(self, flask_app: Process) -> None:
         result = flask_app.run(web(accept="text/html,*/*"))
@@ -161,7 +193,12 @@ class TestRun:
         assert flask_app.run({"nan": 1})["statusCode"] == 200
 
     def test_should_make_requests_again_under_web_true(self, recorder: Process) -> None:
-        value = {"__ow_method": "get", "__ow_path": "/x", "__ow_headers": {"content-type": "application/json"}, "a": "1"}
+        value = {
+            "__ow_method": "get",
+            "__ow_path": "/x",
+            "__ow_headers": {"content-type": "application/json"},
+            "a": "1",
+        }
         seen = json.loads(text_of(recorder.run(value)))
         assert (seen["QUERY_STRING"], seen["body"]) == ("a=1", "")
         seen = json.loads(text_of(recorder.run({**value, "__ow_method": "post"})))
@@ -187,7 +224,11 @@ class TestResult:
         assert "700" in result["error"]["body"]
 
     def test_should_answer_an_exception_with_a_sentence_and_log_the_traceback(self, flask_app: Process) -> None:
-        for path, words in (("/raise", "RuntimeError: secret"), ("/raise-late", "RuntimeError: secret"), ("/exit", "SystemExit: secret")):
+        for path, words in (
+            ("/raise", "RuntimeError: secret"),
+            ("/raise-late", "RuntimeError: secret"),
+            ("/exit", "SystemExit: secret"),
+        ):
             result = flask_app.run(web(path))
             assert result["error"]["statusCode"] == 500
             assert "secret" not in result["error"]["body"]
@@ -207,17 +248,28 @@ class TestResult:
                 assert process.run(web("/bytes/800000", "head")).get("error", {}).get("statusCode", 200) == status
 
     def test_should_compress_what_the_controller_can_carry(self, flask_app: Process) -> None:
-        for kind, sent in (("application/octet-stream",) * 2, ("application/json",) * 2, ("image/svg+xml",) * 2,
-                           ("application/javascript", "text/javascript"), ("text/javascript; charset=utf-8", "text/javascript")):
+        for kind, sent in (
+            ("application/octet-stream",) * 2,
+            ("application/json",) * 2,
+            ("image/svg+xml",) * 2,
+            ("application/javascript", "text/javascript"),
+            ("text/javascript; charset=utf-8", "text/javascript"),
+        ):
             result = flask_app.run(web("/bytes/2000000", query="type=" + quote(kind), accept_encoding="gzip, br"))
             assert result["headers"] == {"Content-Type": sent, "Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
             assert gzip.decompress(base64.b64decode(result["body"])) == b"7" * 2000000
-        for path, query, accepted in (("/bytes/500000", "type=text/html", "gzip"), ("/bytes/500000", "", "identity"), ("/bytes/500000", "", "gzip;q=0"),
-                                      ("/bytes/500000", "random", "gzip"), ("/bytes/999", "", "gzip")):
+        for path, query, accepted in (
+            ("/bytes/500000", "type=text/html", "gzip"),
+            ("/bytes/500000", "", "identity"),
+            ("/bytes/500000", "", "gzip;q=0"),
+            ("/bytes/500000", "random", "gzip"),
+            ("/bytes/999", "", "gzip"),
+        ):
             assert "Content-Encoding" not in flask_app.run(web(path, query=query, accept_encoding=accepted))["headers"]
 
     def test_should_carry_text_in_any_charset(self, recorder: Process, stack: str) -> None:
         with running(start_container(stack, LIVE_APPS / "max_app")) as process:
+
             def result(kind: str, body: bytes) -> tuple[str, str]:
                 got = process.run(web("/type", query=f"type={quote(kind)}&hex={body.hex()}"))
                 return got["headers"]["Content-Type"], got["body"]
@@ -232,19 +284,36 @@ class TestResult:
             assert result("application/pdf; charset=utf-8", b"\xff\xfe\xe9") == ("application/pdf", exact)
 
 
+NOT_OBJECTS = [b"", b"\xff", b"{", b"[]", b"null", b"1", b'"x"', b"[" * 100_000, b'{"value": ' + b'{"a":' * 50_000]
+NOT_MESSAGES = [b"{}", b'{"value": null}', b'{"value": []}', b'{"value": 1}', b'{"value": {"a": NaN}}']
+WRONG_VALUES: list[dict[str, Any]] = [
+    *({"__ow_method": method} for method in (None, 1, "", "brew coffee")),
+    *({"__ow_path": path} for path in (1, "x", "/\ud800")),
+    {"__ow_headers": []},
+    {"__ow_headers": {"a": 1}},
+    {"__ow_headers": {"content-type": None}},
+    *({"__ow_query": query} for query in (1, "\ud800")),
+    *({"__ow_body": body} for body in (1, "!!!", "abc", "YWJ\nj")),
+    {"__ow_user": 1},
+]
+WRONG_FIELDS: list[dict[str, Any]] = [
+    *({"action_name": name} for name in (1, "x")),
+    *({"activation_id": name} for name in (5, "a\0b")),
+    {"namespace": "\ud800"},
+    {"deadline": "soon"},
+]
+MALFORMED = [
+    *NOT_OBJECTS,
+    *NOT_MESSAGES,
+    *(json.dumps({"value": {**web(), **wrong}}).encode() for wrong in WRONG_VALUES),
+    *(json.dumps({"value": web("/ids"), **wrong}).encode() for wrong in WRONG_FIELDS),
+]
+
+
 class TestMessage:
     """Never anything but HTTP 200 with Content-Length and a JSON object (Process.post checks it)."""
 
-    @pytest.mark.parametrize("message", [
-        b"", b"\xff", b"{", b"[]", b"null", b"1", b'"x"', b"{}", b'{"value": null}', b'{"value": []}', b'{"value": 1}', b"[" * 100_000,
-        b'{"value": ' + b'{"a":' * 50_000, b'{"value": {"a": NaN}}',
-        *(json.dumps({"value": {**web(), **wrong}}).encode() for wrong in (
-            {"__ow_method": None}, {"__ow_method": 1}, {"__ow_method": ""}, {"__ow_method": "brew coffee"}, {"__ow_path": 1}, {"__ow_path": "x"},
-            {"__ow_headers": []}, {"__ow_headers": {"a": 1}}, {"__ow_headers": {"content-type": None}}, {"__ow_query": 1}, {"__ow_body": 1},
-            {"__ow_body": "!!!"}, {"__ow_body": "abc"}, {"__ow_body": "YWJ\nj"}, {"__ow_user": 1}, {"__ow_query": "\ud800"}, {"__ow_path": "/\ud800"})),
-        *(json.dumps({"value": web("/ids"), **wrong}).encode() for wrong in (
-            {"action_name": 1}, {"action_name": "x"}, {"activation_id": "a\0b"}, {"activation_id": 5}, {"namespace": "\ud800"}, {"deadline": "soon"})),
-    ])
+    @pytest.mark.parametrize("message", MALFORMED)
     def test_should_be_answered_whatever_it_is(self, recorder: Process, message: bytes) -> None:
         answer = recorder.post("/run", message)
         assert answer.status == 200
@@ -257,8 +326,14 @@ class TestMessage:
         value = web("/x", "post", base64.b64encode(data).decode(), content_type="image/png")
         result = recorder.run(value)
         assert result["error"]["statusCode"] == 500  # the recorder sends it all back
-        chunked = request(recorder.port, "POST", "/run", None, {"Transfer-Encoding": "chunked"},
-                          chunks=json.dumps({"value": web("/x")}).encode())
+        chunked = request(
+            recorder.port,
+            "POST",
+            "/run",
+            None,
+            {"Transfer-Encoding": "chunked"},
+            chunks=json.dumps({"value": web("/x")}).encode(),
+        )
         assert chunked.json["statusCode"] == 200
 
     def test_should_be_answered_when_its_length_lies(self, flask_app: Process) -> None:
@@ -271,7 +346,10 @@ class TestMessage:
     def test_should_be_answered_in_http_1_1_over_a_connection_that_says_it_closes(self, flask_app: Process) -> None:
         with socket.create_connection(("127.0.0.1", flask_app.port), timeout=30) as client:
             body = json.dumps({"value": web("/print/x")}).encode()
-            client.sendall(b"POST /run HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            client.sendall(
+                b"POST /run HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
+                + body
+            )
             answer = b"".join(iter(lambda: client.recv(65536), b""))
         assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
         assert answer.lower().count(b"connection: close") == 1
@@ -343,9 +421,21 @@ class TestSignals:
 
 
 class TestSettings:
-    @pytest.mark.parametrize(("name", "text"), [
-        ("PORT", "http"), ("PORT", "0"), ("PORT", "65536"), ("PORT", "-1"), ("RESULT_LIMIT", "1 MB"), ("RESULT_LIMIT", "-1"),
-        ("PREDICT_PATH", "model/predict"), ("WSGI_APP", "app.py"), ("WSGI_APP", "app:"), ("PORT", "²")])
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("PORT", "http"),
+            ("PORT", "0"),
+            ("PORT", "65536"),
+            ("PORT", "-1"),
+            ("RESULT_LIMIT", "1 MB"),
+            ("RESULT_LIMIT", "-1"),
+            ("PREDICT_PATH", "model/predict"),
+            ("WSGI_APP", "app.py"),
+            ("WSGI_APP", "app:"),
+            ("PORT", "²"),
+        ],
+    )
     def test_should_be_named_when_they_make_no_sense(self, stack: str, name: str, text: str) -> None:
         process = Process(stack, str(ROOT / "openwhisk.py"), cwd=LIVE_APPS / "recorder", env={name: text})
         assert process.popen.wait(timeout=30) == 1
@@ -353,6 +443,8 @@ class TestSettings:
         assert error.startswith(f"{name} must be ") and repr(text) in error and "Traceback" not in error
 
     def test_should_say_so_when_the_port_is_taken(self, stack: str, flask_app: Process) -> None:
-        process = Process(stack, str(ROOT / "openwhisk.py"), cwd=LIVE_APPS / "recorder", env={"PORT": str(flask_app.port)})
+        process = Process(
+            stack, str(ROOT / "openwhisk.py"), cwd=LIVE_APPS / "recorder", env={"PORT": str(flask_app.port)}
+        )
         assert process.popen.wait(timeout=30) == 1
         assert str(flask_app.port) in process.rest(process.err)

@@ -12,14 +12,29 @@ from conftest import LIVE_APPS, Answer, Process, free_port, request, running, st
 
 BASE = "/api/v1/web/guest/default/rec"
 # What a hop on the way sets by itself, on either side.
-HOPS = {"connection", "content-length", "date", "server", "transfer-encoding", "x-openwhisk-activation-id", "x-request-id",
-        "access-control-allow-headers", "access-control-allow-methods", "access-control-allow-origin"}
+HOPS = {
+    "connection",
+    "content-length",
+    "date",
+    "server",
+    "transfer-encoding",
+    "x-openwhisk-activation-id",
+    "x-request-id",
+    "access-control-allow-headers",
+    "access-control-allow-methods",
+    "access-control-allow-origin",
+}
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 
 
-def multipart(name: str = "image", filename: str = "a.png", kind: str = "image/png", data: bytes = PNG, **fields: str) -> dict[str, Any]:
+def multipart(
+    name: str = "image", filename: str = "a.png", kind: str = "image/png", data: bytes = PNG, **fields: str
+) -> dict[str, Any]:
     parts = [f'Content-Disposition: form-data; name="{key}"\r\n\r\n{text}'.encode() for key, text in fields.items()]
-    parts.append(f'Content-Disposition: form-data; name="{name}"; filename="{filename}"\r\nContent-Type: {kind}\r\n\r\n'.encode() + data)
+    parts.append(
+        f'Content-Disposition: form-data; name="{name}"; filename="{filename}"\r\nContent-Type: {kind}\r\n\r\n'.encode()
+        + data
+    )
     body = b"".join(b"--B0UND\r\n" + part + b"\r\n" for part in parts) + b"--B0UND--\r\n"
     return {"method": "POST", "body": body, "headers": {"Content-Type": "multipart/form-data; boundary=B0UND"}}
 
@@ -33,7 +48,9 @@ def form(body: str, method: str = "POST") -> dict[str, Any]:
 
 
 def typed(content_type: str, body: bytes) -> str:
-    return "/type?type=" + re.sub(r"[ ;=+/\"]", lambda found: f"%{ord(found[0]):02X}", content_type) + "&hex=" + body.hex()
+    return (
+        "/type?type=" + re.sub(r"[ ;=+/\"]", lambda found: f"%{ord(found[0]):02X}", content_type) + "&hex=" + body.hex()
+    )
 
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -56,7 +73,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "image to image": ("/model/image", multipart()),
     "sound": ("/model/sound", {}),
     "sound of a choice": ("/model/sound?model=lo-fi", {}),
-    "query of UTF-8": ("/model/words?first_word=%E5%A4%A7%E4%BE%A0&second_word=%E5%A4%A7+%E8%99%BE&theta=2", {"method": "POST"}),
+    "query of UTF-8": (
+        "/model/words?first_word=%E5%A4%A7%E4%BE%A0&second_word=%E5%A4%A7+%E8%99%BE&theta=2",
+        {"method": "POST"},
+    ),
     "query missing": ("/model/words", {"method": "POST"}),
     "query malformed": ("/model/words?first_word=a&theta=x", {"method": "POST"}),
     "form": ("/model/words", form("first_word=%E5%A4%A7&theta=3")),
@@ -89,27 +109,68 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "query and form": ("/seen/x?a=1&b=%26", {}),
     "query without a value": ("/seen/x?flag=&empty=", {}),
     "PNG body": ("/seen/x", {"method": "PUT", "body": PNG, "headers": {"Content-Type": "image/png"}}),
-    "text body": ("/seen/x", {"method": "POST", "body": "wörld\r\n".encode(), "headers": {"Content-Type": "text/plain"}}),
+    "text body": (
+        "/seen/x",
+        {"method": "POST", "body": "wörld\r\n".encode(), "headers": {"Content-Type": "text/plain"}},
+    ),
     "DELETE": ("/seen/x", {"method": "DELETE"}),
     "gzip of JSON": ("/encoded?type=application%2Fjson", {}),
     "gzip of JavaScript": ("/encoded?type=text%2Fjavascript", {}),
     "gzip of PNG": ("/encoded?type=image%2Fpng", {}),
-    **{f"status {code}": (f"/status/{code}", {}) for code in (201, 202, 204, 304, 400, 401, 403, 404, 409, 415, 418, 422, 429, 500, 501, 503)},
-    **{f"{method} answered {code}": (f"/status/{code}", {"method": method}) for method in ("POST", "PUT", "PATCH", "DELETE") for code in (200, 400, 503)},
-    **{f"type {kind} {body!r}": (typed(kind, body), {}) for kind, body in (
-        ("application/json", b"1234"), ("application/json", b"true"), ("application/json", b"null\n"), ("application/json", b'"a"'),
-        ("application/json", b"\xff\xfe"), ("application/json", b"{}"), ("application/problem+json", b"1234"), ("application/vnd.acme+json", b"{}"),
-        ("application/vnd.acme+json; charset=utf-8", b"1234"), ("text/plain; charset=utf-8", b"abcd"), ("text/html; charset=utf-8", "é".encode()),
-        ("text/x-acme", b"a b"), ("text/x-acme; charset=utf-8", b"a b"), ("image/svg+xml; charset=utf-8", b"<svg/>"), ("text/javascript; charset=utf-8", b"1"),
-        ("application/yaml", b"a: 1"), ("application/octet-stream", b"\0\xff"), ("image/png; x=1", PNG), ("application/x-numpy", b"\x93NUMPY"))},
+    **{
+        f"status {code}": (f"/status/{code}", {})
+        for code in (201, 202, 204, 304, 400, 401, 403, 404, 409, 415, 418, 422, 429, 500, 501, 503)
+    },
+    **{
+        f"{method} answered {code}": (f"/status/{code}", {"method": method})
+        for method in ("POST", "PUT", "PATCH", "DELETE")
+        for code in (200, 400, 503)
+    },
+    **{
+        f"type {kind} {body!r}": (typed(kind, body), {})
+        for kind, body in (
+            ("application/json", b"1234"),
+            ("application/json", b"true"),
+            ("application/json", b"null\n"),
+            ("application/json", b'"a"'),
+            ("application/json", b"\xff\xfe"),
+            ("application/json", b"{}"),
+            ("application/problem+json", b"1234"),
+            ("application/vnd.acme+json", b"{}"),
+            ("application/vnd.acme+json; charset=utf-8", b"1234"),
+            ("text/plain; charset=utf-8", b"abcd"),
+            ("text/html; charset=utf-8", "é".encode()),
+            ("text/x-acme", b"a b"),
+            ("text/x-acme; charset=utf-8", b"a b"),
+            ("image/svg+xml; charset=utf-8", b"<svg/>"),
+            ("text/javascript; charset=utf-8", b"1"),
+            ("application/yaml", b"a: 1"),
+            ("application/octet-stream", b"\0\xff"),
+            ("image/png; x=1", PNG),
+            ("application/x-numpy", b"\x93NUMPY"),
+        )
+    },
 }
 # --web true gives the app less than the client sent: the query beside JSON and repeated parameters are lost.
 RAW_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "JSON and query": ("/seen/x?c=3", json_body({"a": 1})),
-    "JSON as it was written": ("/seen/x", {"method": "POST", "body": b'{"n": 1.50,  "z": 1}', "headers": {"Content-Type": "application/json"}}),
-    "malformed JSON": ("/model/text", {"method": "POST", "body": b'{"text": [', "headers": {"Content-Type": "application/json"}}),
+    "JSON as it was written": (
+        "/seen/x",
+        {"method": "POST", "body": b'{"n": 1.50,  "z": 1}', "headers": {"Content-Type": "application/json"}},
+    ),
+    "malformed JSON": (
+        "/model/text",
+        {"method": "POST", "body": b'{"text": [', "headers": {"Content-Type": "application/json"}},
+    ),
     "form with repetitions": ("/seen/x?a=1&a=2", form("b=1&b=2&c=%C3%A9")),
-    "gzip body": ("/seen/x", {"method": "POST", "body": b"\x1f\x8b\x08", "headers": {"Content-Type": "application/json", "Content-Encoding": "gzip"}}),
+    "gzip body": (
+        "/seen/x",
+        {
+            "method": "POST",
+            "body": b"\x1f\x8b\x08",
+            "headers": {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+        },
+    ),
     "reserved names": ("/seen/x?__ow_body=x", {}),
     "bare flag": ("/seen/x?flag", {}),
 }

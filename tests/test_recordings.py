@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote_to_bytes
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 import pytest
 from conftest import Answer, Process, request, web_action
@@ -81,8 +81,15 @@ def test_a_request_becomes_the_recorded_value(case: dict[str, Any], action: tupl
     answer = send(port, case["request"])
     if "value" in recorded:
         assert Container.message["value"] == recorded["value"]
-        assert set(Container.message) == {"action_name", "action_version", "activation_id", "deadline", "namespace",
-                                          "transaction_id", "value"}
+        assert set(Container.message) == {
+            "action_name",
+            "action_version",
+            "activation_id",
+            "deadline",
+            "namespace",
+            "transaction_id",
+            "value",
+        }
         return
     if case["request"]["method"] not in ("HEAD", "OPTIONS"):  # of the recorder's own app
         assert answer.status == recorded["status"]
@@ -103,19 +110,32 @@ def test_a_result_becomes_the_recorded_response(case: dict[str, Any], container:
         answer = request(port, "GET", BASE)
     body = recorded["body"]
     expected = base64.b64decode(body["base64"]) if "base64" in body else body["text"].encode()
-    left_out = {"date", "server", "x-request-id", "x-openwhisk-activation-id", "access-control-allow-methods",
-                "access-control-allow-headers", "connection"}
+    left_out = {
+        "date",
+        "server",
+        "x-request-id",
+        "x-openwhisk-activation-id",
+        "access-control-allow-methods",
+        "access-control-allow-headers",
+        "connection",
+    }
     assert answer.status == recorded["status"]
     assert [[name, text] for name, text in answer.headers if name.lower() not in left_out] == recorded["headers"]
     assert without_code(answer.body.decode("latin-1")).encode("latin-1") == expected
 
 
-VALUES = [pytest.param(case["request"], case[f"web {web}"]["value"], id=f"{web}-{case['name']}")
-          for case in REQUESTS for web in ("raw", "true") if "value" in case[f"web {web}"]]
+VALUES = [
+    pytest.param(case["request"], case[f"web {web}"]["value"], id=f"{web}-{case['name']}")
+    for case in REQUESTS
+    for web in ("raw", "true")
+    if "value" in case[f"web {web}"]
+]
 
 
 @pytest.mark.parametrize(("sent", "value"), VALUES)
-def test_a_recorded_value_gives_the_app_the_request(sent: dict[str, Any], value: dict[str, Any], recorder: Process) -> None:
+def test_a_recorded_value_gives_the_app_the_request(
+    sent: dict[str, Any], value: dict[str, Any], recorder: Process
+) -> None:
     seen = app_saw(recorder.run(value))
     path = "/b" if sent["path"] == "/a/../b" else sent["path"] or "/model/predict"
     assert seen["REQUEST_METHOD"] == sent["method"]
@@ -141,7 +161,11 @@ def test_a_recorded_value_gives_the_app_the_request(sent: dict[str, Any], value:
         assert dict(parse_qsl(got.decode(), True)) == parameters
     else:
         assert dict(parse_qsl(seen["QUERY_STRING"], True)) == parameters
-        assert json.loads(got) == json.loads(body) if IS_JSON.search(kind) else got == body or "\ufffd" in value["__ow_body"]
+        assert (
+            json.loads(got) == json.loads(body)
+            if IS_JSON.search(kind)
+            else got == body or "\ufffd" in value["__ow_body"]
+        )
 
 
 def app_saw(result: dict[str, Any]) -> dict[str, Any]:

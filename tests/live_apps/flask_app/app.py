@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import time
+from typing import Any
 
 from flask import Flask, Response, jsonify, request
 
@@ -12,7 +13,7 @@ together = threading.Barrier(4)
 
 
 @application.route("/model/predict", methods=["POST"])
-def predict():
+def predict() -> Any:
     parameters = request.get_json(force=True)
     if "error" in parameters:
         return jsonify(message="bad input"), 400
@@ -26,49 +27,49 @@ def predict():
 
 
 @application.route("/environment")
-def environment():
+def environment() -> Any:
     return jsonify({name: text for name, text in os.environ.items() if name.startswith(("__OW_", "SECRET"))})
 
 
 @application.route("/ids")
-def ids():
+def ids() -> Any:
     return jsonify({name: text for name, text in request.environ.items() if name.startswith("openwhisk.")})
 
 
 @application.route("/print/<text>")
-def printing(text):
+def printing(text: Any) -> Any:
     print("out " + text, end=request.args.get("end", "\n"))
     print("err " + text, end=request.args.get("end", "\n"), file=sys.stderr)
     return "printed"
 
 
 @application.route("/together/<name>")
-def meet(name):
+def meet(name: Any) -> Any:
     """Answers when four are here at once."""
     together.wait(timeout=30)
     return jsonify(name=name, activation=request.environ["openwhisk.activation_id"])
 
 
 @application.route("/exit")
-def leave():
+def leave() -> Any:
     sys.exit("secret")
 
 
 @application.route("/sleep/<float:seconds>")
-def sleep(seconds):
+def sleep(seconds: Any) -> Any:
     print("asleep", flush=True)
     time.sleep(seconds)
     return "awake"
 
 
 @application.route("/bytes/<int:count>")
-def count(count):
+def count(count: Any) -> Any:
     kind = request.args.get("type", "application/octet-stream")
     return Response(b"7" * count if "random" not in request.args else os.urandom(count), content_type=kind)
 
 
 @application.route("/header")
-def header():
+def header() -> Any:
     response = Response("x")
     response.headers.add("X-Good", "a")
     response.headers.add("X-Good", "b")
@@ -77,12 +78,12 @@ def header():
 
 
 @application.errorhandler(ZeroDivisionError)
-def not_this(error):
+def not_this(error: Any) -> Any:
     return "division", 500
 
 
 @application.route("/close-stdout")
-def close():
+def close() -> Any:
     sys.stdout.close()
     return "closed"
 
@@ -90,10 +91,10 @@ def close():
 class Raises:
     """Middleware that fails outside of Flask, where no error page comes to the rescue."""
 
-    def __init__(self, app):
+    def __init__(self, app: Any) -> None:
         self.app = app
 
-    def __call__(self, environ, start_response):
+    def __call__(self, environ: Any, start_response: Any) -> Any:
         if environ["PATH_INFO"] == "/raise":
             raise RuntimeError("secret")
         if environ["PATH_INFO"] == "/raise-late":
@@ -106,17 +107,20 @@ class Raises:
             start_response("700 Odd", [("Content-Type", "text/plain")])
             return [b"odd"]
         if environ["PATH_INFO"] == "/split":
-            start_response("200 OK", [("Content-Type", "text/plain"), ("X-Split", "a\r\nSet-Cookie: b"), ("X Name", "c"), ("X-Kept", "d")])
+            start_response(
+                "200 OK",
+                [("Content-Type", "text/plain"), ("X-Split", "a\r\nSet-Cookie: b"), ("X Name", "c"), ("X-Kept", "d")],
+            )
             return [b"split"]
         return self.app(environ, start_response)
 
 
-def iter_and_fail():
+def iter_and_fail() -> Any:
     yield b"half"
     raise RuntimeError("secret")
 
 
-application.wsgi_app = Raises(application.wsgi_app)
+application.wsgi_app = Raises(application.wsgi_app)  # type: ignore[method-assign]
 
 print("loading")
 application.run("0.0.0.0", port=5000, debug=True)

@@ -4,6 +4,7 @@ import io
 import struct
 import sys
 import zlib
+from typing import Any
 
 from config import API_DESC, API_TITLE, API_VERSION
 from flask import Response, abort, jsonify, make_response, redirect, request, send_file, url_for
@@ -28,38 +29,47 @@ answer = MAX_API.model("Answer", {"status": fields.String(required=True), "predi
 class Predict(PredictAPI):
     @MAX_API.expect(parser)
     @MAX_API.marshal_with(answer)
-    def post(self):
+    def post(self) -> Any:
         """Image, number and list -> JSON"""
         arguments = parser.parse_args()
         image = arguments["image"]
         data = image.read()
         if image.mimetype not in ("image/png", "image/jpeg", "application/octet-stream"):
             abort(400, "Invalid file type/extension")
-        return {"status": "ok", "predictions": [len(data), zlib.crc32(data), image.filename, image.mimetype,
-                                                arguments["threshold"], arguments["filter"]]}
+        return {
+            "status": "ok",
+            "predictions": [
+                len(data),
+                zlib.crc32(data),
+                image.filename,
+                image.mimetype,
+                arguments["threshold"],
+                arguments["filter"],
+            ],
+        }
 
 
 class Metadata(MetadataAPI):
     @MAX_API.marshal_with(METADATA_SCHEMA)
-    def get(self):
+    def get(self) -> Any:
         """What the model is"""
         return {"id": "shapes", "name": "é 大", "description": "d", "type": "t", "license": "l", "source": "s"}
 
 
 class Labels(CustomMAXAPI):
-    def get(self):
+    def get(self) -> Any:
         return {"count": 2, "labels": [{"id": "1", "name": "person"}, {"id": "2", "name": "vélo"}]}
 
 
 class Image(CustomMAXAPI):
-    def post(self):
+    def post(self) -> Any:
         """image -> image"""
         request.files["image"].read()
         return send_file(io.BytesIO(PNG), mimetype="image/png")
 
 
 class Sound(CustomMAXAPI):
-    def get(self):
+    def get(self) -> Any:
         """GET choice -> sound"""
         response = make_response(WAV)
         response.headers.set("Content-Type", "audio/wav")
@@ -75,10 +85,14 @@ text_parser.add_argument("theta", type=int, default=1)
 
 class Words(CustomMAXAPI):
     @MAX_API.expect(text_parser)
-    def post(self):
+    def post(self) -> Any:
         """Query, form or JSON -> JSON"""
         arguments = text_parser.parse_args()
-        return {"status": "ok", "words": [arguments["first_word"], arguments["second_word"]], "theta": arguments["theta"]}
+        return {
+            "status": "ok",
+            "words": [arguments["first_word"], arguments["second_word"]],
+            "theta": arguments["theta"],
+        }
 
 
 sentence = MAX_API.model("Sentence", {"text": fields.List(fields.String, required=True)})
@@ -86,27 +100,35 @@ sentence = MAX_API.model("Sentence", {"text": fields.List(fields.String, require
 
 class Text(CustomMAXAPI):
     @MAX_API.expect(sentence, validate=True)
-    def post(self):
+    def post(self) -> Any:
         """JSON -> JSON, with a schema"""
         return {"status": "ok", "predictions": [{text: len(text)} for text in MAX_API.payload["text"]]}
 
 
 class Big(CustomMAXAPI):
-    def post(self):
+    def post(self) -> Any:
         """image -> a very big JSON"""
         return {"map": [[column % 7 for column in range(int(request.args["size"]))] for row in range(100)]}
 
 
 max_app = MAXApp(API_TITLE, API_DESC, API_VERSION)
-for api, route in ((Predict, "/predict"), (Metadata, "/metadata"), (Labels, "/labels"), (Image, "/image"), (Sound, "/sound"),
-                   (Words, "/words"), (Text, "/text"), (Big, "/big")):
+for api, route in (
+    (Predict, "/predict"),
+    (Metadata, "/metadata"),
+    (Labels, "/labels"),
+    (Image, "/image"),
+    (Sound, "/sound"),
+    (Words, "/words"),
+    (Text, "/text"),
+    (Big, "/big"),
+):
     max_app.add_api(api, route)
 max_app.mount_static("/app/")
 app = max_app.app
 
 
 @app.route("/cookies")
-def cookies():
+def cookies() -> Any:
     response = jsonify(request.cookies)
     response.set_cookie("a", "1")
     response.set_cookie("b", "2", httponly=True)
@@ -114,54 +136,62 @@ def cookies():
 
 
 @app.route("/redirect")
-def redirected():
+def redirected() -> Any:
     return redirect(url_for("range_of_bytes", part=1))
 
 
 @app.route("/range")
-def range_of_bytes():
+def range_of_bytes() -> Any:
     return send_file(io.BytesIO(WAV), mimetype="application/x-hdf5", conditional=True)
 
 
 @app.route("/etag")
-def etag():
+def etag() -> Any:
     response = make_response("cached")
     response.set_etag("abc")
     return response.make_conditional(request)
 
 
 @app.route("/status/<int:code>", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
-def status(code):
+def status(code: Any) -> Any:
     return ("", code) if code in (204, 304) else (jsonify(code=code), code)
 
 
 @app.route("/type", methods=["GET", "POST"])
-def typed():
+def typed() -> Any:
     """The body and the Content-Type that the query asks for."""
     return Response(bytes.fromhex(request.args["hex"]), content_type=request.args["type"])
 
 
 @app.route("/stream")
-def stream():
+def stream() -> Any:
     return Response((b"line %d\n" % number for number in range(9)), mimetype="text/plain")
 
 
 @app.route("/encoded")
-def encoded():
+def encoded() -> Any:
     gzip = zlib.compressobj(9, zlib.DEFLATED, 31)
     body = gzip.compress(b"packed " * 99) + gzip.flush()
     return Response(body, content_type=request.args["type"], headers={"Content-Encoding": "gzip"})
 
 
 @app.route("/seen/<path:path>", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
-def seen(path):
-    return jsonify(path=path, query=request.query_string.decode(), method=request.method, type=request.content_type,
-                   body=request.get_data().hex(), agent=request.headers.get("User-Agent"), one=request.headers.get("X-One"),
-                   form=request.form.to_dict(False), args=request.args.to_dict(False))
+def seen(path: Any) -> Any:
+    return jsonify(
+        path=path,
+        query=request.query_string.decode(),
+        method=request.method,
+        type=request.content_type,
+        body=request.get_data().hex(),
+        agent=request.headers.get("User-Agent"),
+        one=request.headers.get("X-One"),
+        form=request.form.to_dict(False),
+        args=request.args.to_dict(False),
+    )
 
 
 @app.route("/raise")
-def fail():
+def fail() -> Any:
     print("about to fail", file=sys.stderr)
     raise RuntimeError("secret")
 

@@ -3,10 +3,11 @@
 import base64
 import json
 import os
+from typing import Any
 from wsgiref.validate import validator
 
 
-def record(environ, start_response):
+def record(environ: Any, start_response: Any) -> Any:
     body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH", 0)))
     seen = {key: environ[key] for key in environ if isinstance(environ[key], str)}
     seen["body"] = base64.b64encode(body).decode()

@@ -12,7 +12,7 @@ while not os.path.exists(os.environ["LOADED_WHEN"]):
 
 
 @app.route("/")
-def index():
+def index() -> str:
     return "loaded"
 
 
