@@ -1,0 +1,344 @@
+"""devserver.py beyond the recordings: limits, time-outs, other URLs and methods, its command line."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from conftest import LIVE_APPS, ROOT, Answer, Process, free_port, request, running, start_container, web_action
+
+import devserver
+
+BASE = "/api/v1/web/guest/default/rec"
+
+
+class Container(BaseHTTPRequestHandler):
+    """A container whose answers to POST /run a test sets: bytes, a status, or what to do."""
+
+    init_status = 200
+    data = b"{}"
+    status = 200
+    sized = True
+    drops = 0
+    released = threading.Event()
+    message: dict[str, Any]
+
+    def do_POST(self) -> None:
+        Container.message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/init":
+            self.reply(self.init_status, b'{"error": "no weights"}')
+        elif self.drops:
+            Container.drops -= 1
+            self.connection.shutdown(socket.SHUT_RDWR)
+        else:
+            self.released.wait(60)
+            self.reply(self.status, self.data)
+
+    def reply(self, status: int, data: bytes) -> None:
+        self.send_response(status)
+        if self.sized:
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def container(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    for name in ("init_status", "data", "status", "sized", "drops"):
+        monkeypatch.setattr(Container, name, getattr(Container, name))
+    Container.released.set()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Container)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield server.server_port
+    Container.released.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def action(container: int) -> Iterator[int]:
+    with web_action(container) as port:
+        yield port
+
+
+def error_of(answer: Answer) -> str:
+    body = answer.json
+    assert set(body) == {"code", "error"}
+    assert body["code"] == answer.header("x-request-id")
+    return str(body["error"])
+
+
+def test_init_is_sent_once_with_the_activations_environment(container: int) -> None:
+    with web_action(container, package="models", action="ocr"):
+        value = Container.message["value"]
+    assert (value["name"], value["binary"], value["main"]) == ("ocr", False, "main")
+    assert value["env"]["__OW_ACTION_NAME"] == "/guest/models/ocr"
+    assert {"__OW_ACTIVATION_ID", "__OW_DEADLINE", "__OW_NAMESPACE", "__OW_TRANSACTION_ID"} < set(value["env"])
+
+
+def test_a_message_names_the_action_in_its_package(container: int) -> None:
+    with web_action(container, package="models") as port:
+        request(port, "GET", "/api/v1/web/guest/models/rec/x")
+        assert Container.message["action_name"] == "/guest/models/rec"
+        assert Container.message["value"]["__ow_path"] == "/x"
+
+
+@pytest.mark.parametrize(
+    "path", ["/", BASE + "x", "/api/v1/web/guest/other/rec", "/api/v1/web/guest/default", BASE + "/../x"]
+)
+def test_other_paths_do_not_exist(action: int, path: str) -> None:
+    answer = request(action, "GET", path)
+    assert answer.status == 404
+    assert error_of(answer) == "The requested resource does not exist."
+
+
+@pytest.mark.parametrize(
+    ("sent", "path"),
+    [
+        ("/a/./b", "/a/b"),
+        ("/a/..", "/"),
+        ("/a/%2E%2e/b", "/b"),
+        ("/%41%7e/%e9", "/A~/%EF%BF%BD"),
+        ("/a/b/../../../c", None),
+    ],
+)
+def test_paths_are_normalized(action: int, sent: str, path: str | None) -> None:
+    answer = request(action, "GET", BASE + sent)
+    assert answer.status == (204 if path else 404)
+    assert path is None or Container.message["value"]["__ow_path"] == path
+
+
+def test_other_methods_are_not_allowed(action: int) -> None:
+    answer = request(action, "TRACE", BASE)
+    assert answer.status == 405
+    assert "HTTP method not allowed" in error_of(answer)
+
+
+def test_a_preflight_is_answered_by_the_controller(action: int) -> None:
+    answer = request(action, "OPTIONS", BASE, None, {"Access-Control-Request-Headers": "x-mine"})
+    assert answer.status == 200
+    assert answer.header("access-control-allow-headers") == "x-mine"
+
+
+def test_a_body_over_the_limit_is_refused(action: int) -> None:
+    assert request(action, "POST", BASE, b"x" * 1_048_576).status == 204
+    answer = request(action, "POST", BASE, b"x" * 1_048_577)
+    assert answer.status == 413
+    assert error_of(answer) == "Request larger than allowed: 1048577 > 1048576 bytes."
+
+
+def test_a_query_with_a_broken_escape_is_refused(action: int) -> None:
+    assert request(action, "GET", BASE + "?a=%zz").status == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"{not", "Unexpected character 'n' at input index 1 (line 1, position 2), expected '\"':\n{not\n ^\n"),
+        (b'{"a"', "Unexpected end-of-input at input index 4 (line 1, position 5), expected ':':\n"),
+        (b'{"a" 1}', "Unexpected character '1' at input index 5 (line 1, position 6), expected ':':\n"),
+        (
+            b'{"a": [1, {"b": 2} 3]}',
+            "Unexpected character '3' at input index 19 (line 1, position 20), expected ']':\n",
+        ),
+        (b'{"a": 1 "b"}', "Unexpected character '\"' at input index 8 (line 1, position 9), expected '}':\n"),
+        (b'{"a": 1,}', "Unexpected character '}' at input index 8 (line 1, position 9), expected '\"':\n"),
+        (b"[1, ]", "Unexpected character ']' at input index 4 (line 1, position 5), expected JSON Value:\n"),
+        (b'\n{"a', "Unexpected end-of-input at input index 4 (line 2, position 4), expected '\"':\n{\"a\n   ^\n"),
+        (b"{} x", "Unexpected character 'x' at input index 3 (line 1, position 4), expected end-of-input:\n"),
+        (b'{"a": NaN}', "Unexpected character 'N' at input index 6 (line 1, position 7), expected JSON Value:\n"),
+        (b"[" * 100_000, "JSON input nested too deeply"),
+    ],
+)
+def test_malformed_json_is_refused_under_web_true(container: int, body: bytes, words: str) -> None:
+    with web_action(container, "true") as port:
+        answer = request(port, "POST", BASE, body, {"Content-Type": "application/json"})
+    assert answer.status == 400
+    assert error_of(answer).startswith("The request content was malformed:\n" + words)
+
+
+@pytest.mark.parametrize(
+    ("sent", "received"),
+    [
+        ("text/plain; charset=latin1", "text/plain; charset=ISO-8859-1"),
+        ("Text/Plain;charset=UTF8", "text/plain; charset=UTF-8"),
+        ("text/plain; charset=x-mine; b=2; a=1", "text/plain; a=1; b=2; charset=x-mine"),
+        ("image/svg+xml; charset=utf-8", "image/svg+xml"),
+        ("multipart/form-data; boundary=x; charset=utf-8", "multipart/form-data; boundary=x"),
+        ("application/vnd.acme+json; charset=utf-8", "application/vnd.acme+json; charset=UTF-8"),
+    ],
+)
+def test_content_types_are_rendered_anew(action: int, sent: str, received: str) -> None:
+    request(action, "POST", BASE, b"abc", {"Content-Type": sent})
+    assert Container.message["value"]["__ow_headers"]["content-type"] == received
+
+
+@pytest.mark.parametrize(
+    ("extension", "result", "status", "kind", "body"),
+    [
+        (
+            ".json",
+            {"b": {}, "a": [1, {"c": None}]},
+            200,
+            "application/json",
+            '{\n  "a": [1, {\n    "c": null\n  }],\n  "b": {\n\n  }\n}',
+        ),
+        (".html", {"body": "<b>"}, 200, "text/html; charset=UTF-8", "<b>"),
+        (".html", {"html": "<i>"}, 200, "text/html; charset=UTF-8", "<i>"),
+        (".html", {"html": 1}, 400, "application/json", "Response is not valid 'text/html'."),
+        (".svg", {"svg": "<svg/>"}, 200, "image/svg+xml", "<svg/>"),
+        (".text", {"text": "x"}, 200, "text/plain; charset=UTF-8", "x"),
+        (".text", {"text": [1, 2]}, 200, "text/plain; charset=UTF-8", "[1, 2]"),
+        (".text", {"error": "x"}, 200, "text/plain; charset=UTF-8", "x"),
+        (".text", {}, 404, "application/json", "Response does not include requested property."),
+        (".json", {"error": "x"}, 400, "application/json", "Response is not valid 'application/json'."),
+    ],
+)
+def test_an_extension_chooses_a_part_of_the_result(
+    action: int, extension: str, result: Any, status: int, kind: str, body: str
+) -> None:
+    Container.data = json.dumps(result).encode()
+    answer = request(action, "GET", BASE + extension + "/x?a=1")
+    assert (answer.status, answer.header("content-type")) == (status, kind)
+    assert (error_of(answer) if status > 200 else answer.body.decode()) == body
+    assert Container.message["value"]["__ow_path"] == "/x"
+
+
+@pytest.mark.parametrize(
+    ("result", "status"),
+    [
+        ({"statusCode": "404"}, 404),
+        ({"statusCode": 404.5}, 400),
+        ({"headers": {"x": None}}, 400),
+        ({"headers": {"x": {}}}, 400),
+        ({"body": {"a": 1}, "headers": {"content-type": "text/html"}}, 400),
+        ({"statusCode": 204, "body": "x"}, 500),
+        ({"body": "x", "headers": {"content-type": "image/png"}}, 400),
+        ({"body": [1], "headers": {"content-type": "application/vnd.acme+json"}}, 200),
+    ],
+)
+def test_a_result_that_is_no_response_is_an_error(action: int, result: Any, status: int) -> None:
+    Container.data = json.dumps(result).encode()
+    assert request(action, "GET", BASE).status == status
+
+
+def test_a_head_has_the_headers_of_the_body(action: int) -> None:
+    Container.data = b'{"body": "abc", "headers": {"content-type": "text/plain"}}'
+    answer = request(action, "HEAD", BASE)
+    assert (answer.header("content-length"), answer.body) == ("3", b"")
+
+
+def test_a_result_over_the_limit_is_an_error(action: int) -> None:
+    Container.data = json.dumps({"body": "x" * 1_048_576}).encode()
+    answer = request(action, "GET", BASE)
+    assert answer.status == 400
+    assert error_of(answer) == "Response is not valid 'message/http'."
+    answer = request(action, "GET", BASE + ".text")
+    assert answer.body == b"The action produced a response that exceeded the allowed length: 1048588 > 1048576 bytes."
+
+
+@pytest.mark.parametrize(
+    ("status", "sized", "data"),
+    [(500, True, b"{}"), (201, True, b"{}"), (200, False, b"{}"), (200, True, b"no JSON"), (200, True, b'{"a": NaN}')],
+)
+def test_an_answer_that_is_no_result_is_an_error(action: int, status: int, sized: bool, data: bytes) -> None:
+    Container.status, Container.sized, Container.data = status, sized, data
+    answer = request(action, "GET", BASE)
+    assert answer.status == 400
+    assert error_of(answer) == "There was an error processing your request."
+    assert answer.header("x-openwhisk-activation-id")
+
+
+def test_a_dropped_connection_is_tried_again(action: int) -> None:
+    Container.drops = 2
+    assert request(action, "GET", BASE).status == 204
+    assert Container.drops == 0
+
+
+def test_the_client_waits_no_longer_than_the_controller(container: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devserver, "BLOCKING_SECONDS", 0.2)
+    with web_action(container) as port:
+        Container.released.clear()
+        answer = request(port, "GET", BASE)
+    assert answer.status == 202
+    assert error_of(answer) == "Response not yet ready."
+    assert answer.header("x-openwhisk-activation-id")
+
+
+def test_an_activation_takes_no_longer_than_its_time_limit(container: int) -> None:
+    with web_action(container, timeout=0.2) as port:
+        Container.released.clear()
+        answer = request(port, "GET", BASE)
+    assert answer.status == 400
+    assert error_of(answer) == "There was an error processing your request."
+
+
+class TestCommandLine:
+    def devserver(self, *arguments: str) -> Process:
+        return Process(sys.executable, str(ROOT / "devserver.py"), *arguments, cwd=ROOT)
+
+    def test_should_print_the_url_and_serve_it(self, stack: str) -> None:
+        port = free_port()
+        with running(start_container(stack, LIVE_APPS / "recorder", WSGI_APP="app:app")) as container:
+            url = f"http://127.0.0.1:{container.port}"
+            options = [
+                "--port",
+                str(port),
+                "--web",
+                "true",
+                "--namespace",
+                "me",
+                "--package",
+                "models",
+                "--action",
+                "x",
+            ]
+            with running(self.devserver(url, *options)) as process:
+                assert process.out.get(timeout=60) == f"http://127.0.0.1:{port}/api/v1/web/me/models/x\n"
+                seen = request(port, "POST", "/api/v1/web/me/models/x/a?b=1").json
+                assert (seen["SCRIPT_NAME"], seen["PATH_INFO"]) == ("/api/v1/web/me/models/x", "/a")
+
+    @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.1:1/"])
+    def test_should_say_that_no_container_listens(self, url: str) -> None:
+        self.fails(
+            self.devserver(url, "--port", str(free_port()), "--timeout", "0.2"), "No container listens at " + url
+        )
+
+    def test_should_say_what_is_no_url_of_a_container(self) -> None:
+        self.fails(self.devserver("127.0.0.1:8080"), "is not the URL of a container")
+
+    def test_should_say_why_the_action_failed_to_initialize(self, container: int) -> None:
+        Container.init_status = 502
+        url = f"http://127.0.0.1:{container}"
+        self.fails(self.devserver(url, "--port", str(free_port())), 'failed to initialize: {"error": "no weights"}')
+
+    def test_should_say_that_the_container_does_not_answer(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            self.fails(self.devserver(url, "--port", str(free_port()), "--timeout", "0.2"), "did not answer POST /init")
+
+    def test_should_say_that_the_port_is_taken(self, container: int) -> None:
+        url = f"http://127.0.0.1:{container}"
+        self.fails(self.devserver(url, "--port", str(container)), "in use")
+
+    def fails(self, process: Process, words: str) -> None:
+        assert process.popen.wait(timeout=30) == 1
+        error = process.rest(process.err)
+        assert words in error
+        assert "Traceback" not in error
+
+
+def test_bytes_of_any_kind_reach_a_raw_action(action: int) -> None:
+    chunked = request(action, "POST", BASE, None, {"Transfer-Encoding": "chunked"}, chunks=b"\0\xff")
+    assert chunked.status == 204
+    assert base64.b64decode(Container.message["value"]["__ow_body"]) == b"\0\xff"
