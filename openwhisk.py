@@ -103,7 +103,7 @@ def environ_of(message: Record, predict_path: str) -> Record:
     query, body = query_and_body(value)
     client, host, proto = (headers.get("x-forwarded-" + of, "").split(",")[0] for of in ("for", "host", "proto"))
     scheme, port = ("https", "443") if proto.lower() == "https" else ("http", "80")
-    host = host or headers.get("host") or "localhost"
+    host, path = host or headers.get("host") or "localhost", value.get("__ow_path") or predict_path
     name, given_port = re.match(r"(.*?)(?::([0-9]+))?$", host).groups()  # type: ignore[union-attr]
     texts = {"HTTP_" + name.upper().replace("-", "_"): headers[name]
              for name in sorted(headers, reverse=True)}  # of X-A and X_A the first wins
@@ -118,7 +118,7 @@ def environ_of(message: Record, predict_path: str) -> Record:
     environ.update(("openwhisk." + name, message[name]) for name in IDS if name in message)
     environ.update({
         "SCRIPT_NAME": base_path(message).encode().decode("latin-1"),
-        "PATH_INFO": unquote_to_bytes(value.get("__ow_path") or predict_path).decode("latin-1"),
+        "PATH_INFO": unquote_to_bytes(path if path.startswith("/") else "/" + path).decode("latin-1"),
         "wsgi.version": (1, 0), "wsgi.url_scheme": scheme, "wsgi.input": io.BytesIO(body), "wsgi.errors": sys.stderr,
         "wsgi.multithread": True, "wsgi.multiprocess": False, "wsgi.run_once": False})
     return environ
@@ -254,7 +254,7 @@ class Handler(WSGIRequestHandler):
             self.threads.remove(threading.current_thread())
 
     def end_headers(self) -> None:
-        if not self.close_connection:
+        if not self.close_connection:  # pragma: no cover, before Werkzeug 2.1
             self.send_header("Connection", "close")
         super().end_headers()
 
@@ -397,7 +397,7 @@ def main() -> None:
     proxy = Proxy(predict_path, int(result_limit), logs)
     try:
         server = make_server("0.0.0.0", int(port), proxy, threaded=True, request_handler=Handler)
-    except OSError as error:
+    except OSError as error:  # pragma: no cover, before Werkzeug 2.2
         sys.exit("The PORT %s can't be listened on: %s." % (port, error))
     stop_on_signals(server)
     threading.Thread(target=server.serve_forever, daemon=True).start()

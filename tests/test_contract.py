@@ -267,6 +267,14 @@ class TestResult:
         ):
             assert "Content-Encoding" not in flask_app.run(web(path, query=query, accept_encoding=accepted))["headers"]
 
+    def test_should_weaken_the_etag_of_what_it_compresses(self, stack: str) -> None:
+        with running(start_container(stack, LIVE_APPS / "max_app")) as process:
+            plain = process.run(web("/swaggerui/swagger-ui.css"))["headers"]["ETag"]
+            result = process.run(web("/swaggerui/swagger-ui-bundle.js", accept_encoding="gzip"))
+        assert plain.startswith('"')
+        assert result["headers"]["ETag"].startswith('W/"')
+        assert len(gzip.decompress(base64.b64decode(result["body"]))) > 700_000
+
     def test_should_carry_text_in_any_charset(self, recorder: Process, stack: str) -> None:
         with running(start_container(stack, LIVE_APPS / "max_app")) as process:
 
@@ -412,6 +420,14 @@ class TestSignals:
             flask_app.popen.send_signal(signal.SIGTERM)
             assert flask_app.popen.wait(timeout=10) == 0
             assert isinstance(run.exception(), ConnectionError)
+
+    def test_should_leave_other_signals_to_the_app(self, stack: str) -> None:
+        app = LIVE_APPS / "recorder"
+        with running(start_container(stack, app, WSGI_APP="app:app", SIGNALS="1")) as process:
+            process.post("/init", {"value": {}})
+            process.popen.send_signal(signal.SIGUSR1)
+            process.until("SIGUSR1", process.out)
+            assert process.stop() == 0
 
     def test_should_stop_while_loading(self, stack: str, tmp_path: Path) -> None:
         with running(start_container(stack, LIVE_APPS / "slow", LOADED_WHEN=str(tmp_path / "never"))) as process:

@@ -35,7 +35,9 @@ def test_the_demo_reads_the_text_in_a_picture(clone: Path) -> None:
         curl = re.search(r"^ +(curl .*)", said, re.MULTILINE)
         assert curl
         answer = subprocess.run(curl[1], shell=True, cwd=clone, check=True, capture_output=True, text=True).stdout
-        assert '"CAFE SERVERLESS"' in answer
+        readme = (clone / "README.md").read_text()
+        assert f"$ {curl[1]}\n{answer}".replace(str(port), "3233") in readme
+        assert f"$ ./demo.sh\n{said}".replace(str(port), "3233") in readme
         ui = re.search(r"http://\S+/(?=\n)", said)
         assert ui
         with urllib.request.urlopen(ui[0]) as page:

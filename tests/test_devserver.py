@@ -16,6 +16,7 @@ from conftest import LIVE_APPS, ROOT, Answer, Process, free_port, request, runni
 
 import devserver
 
+PRETTY = '{\n  "a": [1, {\n    "c": null\n  }],\n  "b": {\n\n  }\n}'
 BASE = "/api/v1/web/guest/default/rec"
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import signal
 from typing import Any
 from wsgiref.validate import validator
 
@@ -16,5 +17,8 @@ def record(environ: Any, start_response: Any) -> Any:
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(data)))])
     return [data]
 
+
+if "SIGNALS" in os.environ:
+    signal.signal(signal.SIGUSR1, lambda *_: print("SIGUSR1"))
 
 app = validator(record)
