@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by demo.sh and test.sh: install FILE... puts the requirements into .venv, once; $python is its Python.
 
 fail() {

@@ -1,0 +1,282 @@
+"""build.sh and deploy.sh with a real engine, a real registry and real images."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Process, free_port, running
+
+Done = subprocess.CompletedProcess[str]
+MODEL = """
+FROM base:test
+RUN ln -s python3 /usr/bin/python && useradd --create-home max
+ENV PYTHONPATH=/opt/site
+COPY site /opt/site
+"""
+HOMES = {
+    "max-ocr": "WORKDIR /workspace\n",
+    "max-ocr-home": 'USER max\nWORKDIR /home/max\nENTRYPOINT ["/bin/sh", "-c"]\n',
+}
+
+
+def run(*command: str, **env: str) -> str:
+    environment = {**os.environ, **env}
+    done = subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Docker engine of the tests' own; its address is in DOCKER_HOST."""
+    missing = [name for name in ("dockerd", "docker", "docker-registry", "debootstrap") if not shutil.which(name)]
+    if missing or os.geteuid():
+        reason = f"needs root, and docker.io, docker-registry and debootstrap installed (missing: {missing})"
+        assert not os.environ.get("CI"), reason
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("docker")
+    host = f"unix://{folder}/socket"
+    options = ["--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec", "-H", host, "-p", f"{folder}/pid"]
+    with pytest.MonkeyPatch.context() as patch, running(Process("dockerd", *options, cwd=folder)) as process:
+        patch.setenv("DOCKER_HOST", host)
+        patch.setenv("DOCKER_CONFIG", str(folder))
+        process.until("API listen on", process.err)
+        yield host
+        for container in run("docker", "ps", "-aq").split():
+            run("docker", "rm", "-f", container)
+
+
+@pytest.fixture(scope="module")
+def registry(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder, port = tmp_path_factory.mktemp("registry"), free_port()
+    storage = {"filesystem": {"rootdirectory": str(folder / "data")}}
+    (folder / "config.yml").write_text(
+        json.dumps({"version": 0.1, "storage": storage, "http": {"addr": f"127.0.0.1:{port}"}})
+    )
+    with running(Process("docker-registry", "serve", "config.yml", cwd=folder, port=port)) as process:
+        process.wait_ready()
+        yield f"localhost:{port}"
+
+
+@pytest.fixture(scope="module")
+def models(engine: str, registry: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where the example's images are, in the two layouts that MAX images have."""
+    folder = tmp_path_factory.mktemp("image")
+    packages = "python3,python3-pip,ca-certificates"
+    run("debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", str(folder / "root"))
+    run("sh", "-c", f"tar -C '{folder}/root' -c . | docker import - base:test")
+    version = run(
+        "chroot", str(folder / "root"), "python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"
+    ).strip()
+    wheels = ["--only-binary=:all:", "--python-version", version, "--target", str(folder / "site")]
+    run(sys.executable, "-m", "pip", "install", "-q", *wheels, "-r", str(ROOT / "examples/ocr/requirements.txt"))
+    shutil.copytree(ROOT / "examples/ocr", folder / "ocr", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.rmtree(folder / "root")
+    for name, home in HOMES.items():
+        (folder / "Dockerfile").write_text(MODEL + home + "COPY ocr .\nEXPOSE 5000\nCMD python app.py\n")
+        run("docker", "build", "-q", "-t", f"{registry}/codait/{name}", str(folder))
+        run("docker", "push", "-q", f"{registry}/codait/{name}")
+        run("docker", "rmi", f"{registry}/codait/{name}")
+    return f"{registry}/codait"
+
+
+@pytest.fixture(scope="module")
+def built(models: str, registry: str) -> Done:
+    """build.sh for three models, one of which does not exist."""
+    env = {**os.environ, "MODELS": "max-ocr max-nowhere max-ocr-home", "USERNAME": f"{registry}/me", "REGISTRY": models}
+    return subprocess.run(["./build.sh"], cwd=ROOT, env={**env, "JOBS": "2"}, capture_output=True, text=True)
+
+
+def rows(output: str) -> dict[str, list[str]]:
+    return {line.split()[0]: line.split(maxsplit=5) for line in output.partition("\n\n")[2].splitlines()}
+
+
+def test_every_model_gets_its_turn_and_its_row(built: Done, models: str, registry: str) -> None:
+    table = rows(built.stdout)
+    assert built.returncode == 1
+    assert list(table) == ["model", "max-ocr", "max-nowhere", "max-ocr-home"]
+    for name in HOMES:
+        assert table[name][1] == f"{registry}/me/{name}", built
+        assert re.fullmatch("sha256:[0-9a-f]{64}\n?", table[name][5])
+    assert f"FAILED: there is no base image {models}/max-nowhere:latest" in built.stdout
+    log = re.search(r"The end of (.*):\n", built.stderr)
+    assert log
+    assert "manifest" in Path(log[1]).read_text()
+    assert re.search("    .*not found|    .*manifest unknown", built.stderr)
+
+
+@pytest.fixture(params=HOMES)
+def image(request: pytest.FixtureRequest, built: Done, registry: str) -> str:
+    """A pushed image, pulled again."""
+    name = f"{registry}/me/{request.param}"
+    run("docker", "rmi", "-f", name)
+    run("docker", "pull", "-q", name)
+    return name
+
+
+def start(image: str, *options: str) -> tuple[str, int]:
+    """The container's id and its port on this machine."""
+    container = run("docker", "run", "-d", "-p", "127.0.0.1::8080", *options, image).strip()
+    return container, int(run("docker", "port", container, "8080").strip().rpartition(":")[2])
+
+
+def test_the_layer_is_small_and_labelled(image: str) -> None:
+    history = run("docker", "history", "--no-trunc", "--format", "{{.Size}} {{.CreatedBy}}", image)
+    copied = next(line for line in history.splitlines() if "COPY" in line)
+    assert copied.split()[0].endswith("kB")
+    assert float(copied.split()[0][:-2]) < 50
+    labels = json.loads(run("docker", "inspect", "--format", "{{json .Config.Labels}}", image))
+    assert labels["org.opencontainers.image.title"] == image.rpartition("/")[2]
+    assert labels["org.opencontainers.image.base.name"].endswith(f"/codait/{image.rpartition('/')[2]}:latest")
+    assert re.fullmatch("[0-9a-f]{40}", labels["org.opencontainers.image.revision"])
+    config = json.loads(run("docker", "inspect", "--format", "{{json .Config}}", image))
+    assert (config.get("User", ""), config["WorkingDir"]) == (("max", "/home/max") if "home" in image else ("", "/workspace"))
+
+
+@pytest.mark.parametrize("options", [("--memory", "512m"), ("--read-only", "--tmpfs", "/tmp", "--memory", "512m")])
+def test_the_container_reads_the_text_in_a_picture(image: str, options: tuple[str, ...]) -> None:
+    container, port = start(image, *options)
+    web_port = str(free_port())
+    command = [sys.executable, "devserver.py", f"http://127.0.0.1:{port}", "--port", web_port]
+    with running(Process(*command, cwd=ROOT)) as server:
+        url = server.out.get(timeout=120).strip()
+        assert '"CAFE SERVERLESS"' in run("curl", "-sS", "-F", "image=@assets/receipt.png", url)
+    started = time.monotonic()
+    run("docker", "stop", container)
+    assert time.monotonic() - started < 2
+    assert run("docker", "inspect", "--format", "{{.State.ExitCode}}", container) == "0\n"
+    run("docker", "rm", container)
+
+
+def test_the_image_still_starts_the_models_own_server(image: str) -> None:
+    container = run("docker", "run", "-d", image, "python", "app.py").strip()
+    with running(Process("docker", "logs", "-f", container, cwd=ROOT)) as logs:
+        logs.until("Running on http://127.0.0.1:5000", logs.err)
+    ask = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:5000/model/metadata').read().decode())"
+    assert '"id": "max-ocr"' in run("docker", "exec", container, "python", "-c", ask)
+    run("docker", "rm", "-f", container)
+
+
+class TestBuild:
+    def test_should_not_push_an_image_that_does_not_answer(self, models: str, registry: str, tmp_path: Path) -> None:
+        (tmp_path / "Dockerfile").write_text(f"FROM {models}/max-ocr\nRUN rm config.py\n")
+        run("docker", "build", "-q", "-t", "codait/max-broken", str(tmp_path))
+        done = self.build("--registry", "codait", "--username", f"{registry}/me", "max-broken")
+        assert done.returncode == 1
+        assert "FAILED: the model does not answer" in done.stdout
+        assert "ModuleNotFoundError: No module named 'config'" in done.stderr
+        assert run("docker", "ps", "-q") == ""
+        assert "max-broken" not in run("curl", "-sS", f"http://{registry}/v2/_catalog")
+
+    def test_should_only_build_when_told_so(self, models: str, registry: str) -> None:
+        done = self.build("--no-push", "-u", f"{registry}/nobody", "-r", models, "max-ocr")
+        assert done.returncode == 0, done
+        assert rows(done.stdout)["max-ocr"][5] == "not pushed"
+        assert "nobody" not in run("curl", "-sS", f"http://{registry}/v2/_catalog")
+
+    def test_should_say_that_the_registry_refuses(self, models: str) -> None:
+        done = self.build("-u", f"localhost:{free_port()}/me", "-r", models, "max-ocr")
+        assert done.returncode == 1
+        assert "FAILED: the registry refused it (try 'docker login')" in done.stdout
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ((), "which models?"),
+            (("max-ocr",), "USERNAME is missing"),
+            (("-u", "me", "max ocr"), "the model 'max ocr' is not valid"),
+            (("-u", "me", "$(touch evil)"), "the model '$(touch evil)' is not valid"),
+            (("-u", "Me!", "max-ocr"), "USERNAME 'Me!' is not valid"),
+            (("-u", "me", "-t", "a b", "max-ocr"), "TAG 'a b' is not valid"),
+            (("-u", "me", "-j", "0", "max-ocr"), "JOBS '0' is not valid"),
+            (("-u",), "-u needs a value"),
+            (("--pull",), "there is no option --pull"),
+            (("-u", "me", "-d", "nodocker", "max-ocr"), "nodocker is not installed"),
+            (("-u", "me", "-d", "docker -H unix:///nowhere", "max-ocr"), "the engine does not answer"),
+        ],
+    )
+    def test_should_say_what_is_wrong_and_do_nothing(self, arguments: tuple[str, ...], words: str) -> None:
+        done = self.build(*arguments)
+        assert done.returncode == 1
+        assert words in done.stderr
+        assert done.stdout == ""
+        assert not (ROOT / "evil").exists()
+
+    def test_should_explain_itself(self) -> None:
+        assert "MODELS=" in self.build("--help").stdout
+
+    def build(self, *arguments: str) -> Done:
+        env = {name: text for name, text in os.environ.items() if name not in ("MODELS", "USERNAME")}
+        return subprocess.run(["./build.sh", *arguments], cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+class TestDeploy:
+    @pytest.fixture
+    def state(self, tmp_path: Path) -> Iterator[Path]:
+        yield tmp_path
+        for file in tmp_path.iterdir():
+            os.kill(json.loads(file.read_text())["pid"], signal.SIGTERM)
+
+    def deploy(self, state: Path, *arguments: str, **env: str) -> Done:
+        environment = {**os.environ, "WSK": str(ROOT / "tests" / "wsk"), "WSK_STATE": str(state), **env}
+        environment = {name: text for name, text in environment.items() if text}
+        return subprocess.run(["./deploy.sh", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    def test_should_make_web_actions_and_say_how_to_call_them(self, built: Done, registry: str, state: Path) -> None:
+        env = {"MODELS": "max-ocr max-nowhere max-ocr-home", "USERNAME": f"{registry}/me", "PACKAGE": "models"}
+        done = self.deploy(state, SECRET="s3cret", **env)
+        assert done.returncode == 1
+        assert "models/max-nowhere: FAILED: wsk could not make the action" in done.stderr
+        known = json.loads((state / "models+max-ocr").read_text())
+        assert known["options"] == {
+            "--docker": f"{registry}/me/max-ocr",
+            "--web": "raw",
+            "--memory": "512",
+            "--timeout": "300000",
+            "--web-secure": "s3cret",
+        }
+        curl = f"curl -H 'X-Require-Whisk-Auth: s3cret' -F image=@FILE {known['url']}"
+        assert f"models/max-ocr: {known['url']}\n    {curl}\n" in done.stdout
+        answer = run("sh", "-c", curl.replace("FILE", str(ROOT / "assets" / "receipt.png")))
+        assert '"CAFE SERVERLESS"' in answer
+        deleted = self.deploy(state, "--delete", "max-ocr-home", "max-nowhere", PACKAGE="models")
+        assert deleted.returncode == 1
+        assert "models/max-ocr-home: deleted" in deleted.stdout
+        assert "models/max-nowhere: FAILED: wsk could not delete it" in deleted.stderr
+
+    @pytest.mark.parametrize(
+        ("env", "words"),
+        [
+            ({}, "which models?"),
+            ({"MODELS": "max-ocr", "USERNAME": ""}, "USERNAME is missing"),
+            ({"MODELS": "a;b", "USERNAME": "me"}, "the model 'a;b' is not valid"),
+            ({"MODELS": "a", "USERNAME": "me", "MEMORY": "512m"}, "MEMORY '512m' is not valid"),
+            ({"MODELS": "a", "USERNAME": "me", "WSK": "nowsk"}, "nowsk is not installed"),
+        ],
+    )
+    def test_should_say_what_is_wrong_and_do_nothing(self, state: Path, env: dict[str, str], words: str) -> None:
+        done = self.deploy(state, **env)
+        assert done.returncode == 1
+        assert words in done.stderr
+        assert list(state.iterdir()) == []
+
+    def test_should_explain_itself(self, state: Path) -> None:
+        assert "MODELS=" in self.deploy(state, "--help").stdout
+
+
+def test_the_scripts_pass_shellcheck() -> None:
+    if not shutil.which("shellcheck"):
+        assert not os.environ.get("CI"), "shellcheck is not installed"
+        pytest.skip("shellcheck is not installed")
+    scripts = ["build.sh", "deploy.sh", "demo.sh", "test.sh", ".ci/run", "requirements/install.sh"]
+    run("shellcheck", *(str(ROOT / script) for script in scripts))
