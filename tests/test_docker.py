@@ -140,7 +140,9 @@ def test_the_layer_is_small_and_labelled(image: str) -> None:
     assert labels["org.opencontainers.image.base.name"].endswith(f"/codait/{image.rpartition('/')[2]}:latest")
     assert re.fullmatch("[0-9a-f]{40}", labels["org.opencontainers.image.revision"])
     config = json.loads(run("docker", "inspect", "--format", "{{json .Config}}", image))
-    assert (config.get("User", ""), config["WorkingDir"]) == (("max", "/home/max") if "home" in image else ("", "/workspace"))
+    assert (config.get("User", ""), config["WorkingDir"]) == (
+        ("max", "/home/max") if "home" in image else ("", "/workspace")
+    )
 
 
 @pytest.mark.parametrize("options", [("--memory", "512m"), ("--read-only", "--tmpfs", "/tmp", "--memory", "512m")])

@@ -147,7 +147,7 @@ def range_of_bytes() -> Any:
 
 @app.route("/etag")
 def etag() -> Any:
-    response = make_response("cached")
+    response = Response("cached" * int(request.args.get("times", 1)), mimetype=request.args.get("type", "text/plain"))
     response.set_etag("abc")
     return response.make_conditional(request)
 
