@@ -22,8 +22,8 @@ def test_the_table_lists_every_stack() -> None:
     for row in table.splitlines()[2:]:
         pythons, flask, werkzeug, rest, maxfw = (cell.strip() for cell in row.split("|")[1:6])
         pins = f"flask=={flask} werkzeug=={werkzeug} {rest.replace(' ', '==')} maxfw=={maxfw}"
-        listed.update({python: set(pins.split()) for python in pythons.split(", ")})
+        listed.update(dict.fromkeys(pythons.split(", "), set(pins.split())))
     stacks = {file.stem: set(file.read_text().split()) for file in (ROOT / "requirements" / "stacks").glob("*.txt")}
     assert set(listed) == set(stacks)
-    for python, pins in listed.items():
-        assert pins <= stacks[python], python
+    for python, wanted in listed.items():
+        assert wanted <= stacks[python], python

@@ -127,6 +127,13 @@ max_app.mount_static("/app/")
 app = max_app.app
 
 
+@app.route("/bytes/<int:count>", methods=["GET", "POST"])
+def count_bytes(count: Any) -> Any:
+    """Takes all that comes, answers as much as the path says."""
+    request.get_data()
+    return Response(bytes(range(256)) * (count // 256), mimetype="application/octet-stream")
+
+
 @app.route("/cookies")
 def cookies() -> Any:
     response = jsonify(request.cookies)

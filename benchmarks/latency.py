@@ -1,0 +1,189 @@
+"""The proxy's share of a request: a model behind its own server and behind openwhisk.py, request by request in turn.
+
+    python benchmarks/latency.py [--python PYTHON_OF_THE_MODEL] [--requests N]
+
+PYTHON_OF_THE_MODEL needs maxfw (default: this one). The model is tests/live_apps/max_app; OpenWhisk's message is made
+beforehand, as on the platform another machine makes it. Prints two tables: latency, and the steps of one activation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import concurrent.futures
+import contextlib
+import http.client
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+APP = ROOT / "tests" / "live_apps" / "max_app"
+SIZES = {"1 kB": 1_024, "100 kB": 102_400, "1 MB": 1_000_192, "5 MB": 5_000_192}
+Send = Callable[[], float]
+
+
+def multipart(size: int) -> bytes:
+    head = (
+        b'--B0UND\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
+    )
+    return head + os.urandom(size) + b"\r\n--B0UND--\r\n"
+
+
+def message(method: str, path: str, body: bytes = b"", content_type: str = "") -> bytes:
+    """POST /run's, as OpenWhisk sends it for --web raw."""
+    headers = {"content-type": content_type, "host": "localhost"} if content_type else {"host": "localhost"}
+    value = {"__ow_method": method.lower(), "__ow_query": "", "__ow_body": base64.b64encode(body).decode()}
+    return json.dumps(
+        {"action_name": "/guest/max", "value": {**value, "__ow_headers": headers, "__ow_path": path}}
+    ).encode()
+
+
+def sender(port: int, method: str, path: str, body: bytes, content_type: str) -> Send:
+    """A function that sends the request and gives the seconds that the whole answer took."""
+
+    def send() -> float:
+        started = time.perf_counter()
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.request(method, path, body or None, {"Content-Type": content_type} if content_type else {})
+        response = connection.getresponse()
+        data = response.read()
+        seconds = time.perf_counter() - started
+        connection.close()
+        if response.status != 200 or data.startswith(b'{"error"'):
+            raise RuntimeError(f"{method} {path}: {response.status} {data[:200]!r}")
+        return seconds
+
+    return send
+
+
+@contextlib.contextmanager
+def server(python: str, *command: str, port: int) -> Iterator[int]:
+    env = {**os.environ, "PORT": str(port), "RESULT_LIMIT": "0"}
+    process = subprocess.Popen(
+        [python, *command], cwd=APP, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        while True:
+            try:
+                sender(port, "GET", "/model/metadata", b"", "")()
+                break
+            except (ConnectionError, RuntimeError):
+                if process.poll() is not None:
+                    sys.exit(f"{' '.join(command)} ended; has {python} maxfw?")
+                time.sleep(0.05)
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def in_turn(count: int, *sends: Send) -> list[list[float]]:
+    """The seconds of each; the first round is not counted."""
+    rounds = [[send() for send in sends] for _ in range(count + 1)][1:]
+    return [list(column) for column in zip(*rounds)]
+
+
+def throughput(send: Send, clients: int, count: int) -> float:
+    """Requests a second of so many clients at once."""
+    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+        started = time.perf_counter()
+        for future in [pool.submit(send) for _ in range(count)]:
+            future.result()
+        return count / (time.perf_counter() - started)
+
+
+def measure(python: str, count: int) -> list[list[str]]:
+    rows = []
+    own_port, run_port = free_port(), free_port()
+    kind = "multipart/form-data; boundary=B0UND"
+    with (
+        server(python, "app.py", "--port", str(own_port), port=own_port),
+        server(python, str(ROOT / "openwhisk.py"), port=run_port),
+    ):
+        cases = [(f"{name} in", "POST", "/model/predict", multipart(size), kind) for name, size in SIZES.items()]
+        cases += [
+            (f"{name} out", "GET", f"/bytes/{size}", b"", "") for name, size in (("1 kB", 1_024), ("750 kB", 750_080))
+        ]
+        for name, method, path, body, content_type in cases:
+            own = sender(own_port, method, path, body, content_type)
+            run = sender(run_port, "POST", "/run", message(method, path, body, content_type), "application/json")
+            repeats = max(20, count // (5 if "MB" in name else 1))
+            own_seconds, run_seconds = in_turn(repeats, own, run)
+            pairs = [(throughput(own, 8, repeats), throughput(run, 8, repeats)) for _ in range(3)]
+            medians = statistics.median(own_seconds), statistics.median(run_seconds)
+            tails = [statistics.quantiles(seconds, n=20)[-1] for seconds in (own_seconds, run_seconds)]
+            figures = [f"{1000 * seconds:.2f}" for seconds in (*medians, *tails)]
+            ratio = statistics.median(run / own for own, run in pairs)
+            rows.append([name, *figures, f"{medians[1] / medians[0]:.2f}", f"{ratio:.2f}"])
+    return rows
+
+
+STEPS = """
+import cProfile, io, json, pstats, sys, threading
+sys.path[:0] = [{root!r}]
+import openwhisk
+data = sys.stdin.buffer.read()
+proxy = openwhisk.Proxy("/model/predict", 0, [openwhisk.Log(2), openwhisk.Log(2)])
+threading.Thread(target=proxy.load, args=("",), daemon=True).start()
+proxy.loaded.wait()
+def run():
+    environ = dict(REQUEST_METHOD="POST", PATH_INFO="/run", CONTENT_LENGTH=str(len(data)))
+    environ["wsgi.input"] = io.BytesIO(data)
+    return proxy(environ, lambda *_: None)
+run()
+profile = cProfile.Profile()
+profile.runcall(lambda: [run() for _ in range({count})])
+stats = pstats.Stats(profile).stats
+def spent(name):
+    return sum(entry[3] for key, entry in stats.items() if key[2] == name or name in key[2] and key[0] == "~")
+base64 = spent("a2b_base64") + spent("b64decode")
+steps = dict(json=spent("read_message"), base64=base64, environ=spent("environ_of") - base64, app=spent("call"),
+             result=spent("result_of") + spent("serialize"))
+print(json.dumps(dict(steps, all=spent("answer"))))
+"""
+
+
+def steps(python: str, size: int, count: int) -> dict[str, float]:
+    """Milliseconds of each step of an activation, from a profiler in the container's process."""
+    data = message("POST", "/model/predict", multipart(size), "multipart/form-data; boundary=B0UND")
+    code = STEPS.format(root=str(ROOT), count=count)
+    done = subprocess.run([python, "-c", code], cwd=APP, input=data, check=True, capture_output=True)
+    return {name: 1000 * seconds / count for name, seconds in json.loads(done.stdout).items()}
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--requests", type=int, default=200, help="of each size (default: %(default)s)")
+    arguments = parser.parse_args()
+    heads = ["body", "own server, median ms", "web action", "own server, p95 ms", "web action"]
+    heads += ["ratio of medians", "ratio of throughputs, 8 clients"]
+    print(table(heads, measure(arguments.python, arguments.requests)))
+    print()
+    names = ["json", "base64", "environ", "app", "result", "all"]
+    rows = []
+    for name, size in SIZES.items():
+        spent = steps(arguments.python, size, 20)
+        rows.append([name, *(f"{spent[step]:.2f}" for step in names)])
+    print(table(["body, ms of each step", *names], rows))
+
+
+if __name__ == "__main__":
+    main()
