@@ -20,6 +20,7 @@ import zlib
 from typing import Any, Callable, Dict, Iterable, List, Set, Tuple, Union
 from urllib.parse import quote, unquote_to_bytes, urlencode
 
+from werkzeug import serving
 from werkzeug.datastructures import Headers
 from werkzeug.http import parse_accept_header
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
@@ -34,7 +35,8 @@ STOPS, STOP_SECONDS = (signal.SIGTERM, signal.SIGINT), 8  # of the 10 seconds th
 NOT_LOADED = "The model is not loaded; the log says more."
 IDS = ("action_name", "action_version", "activation_id", "api_key", "deadline", "namespace", "transaction_id")
 RESERVED = {"__ow_" + name for name in ("method", "headers", "path", "user", "query", "body")}
-CONTROLLERS = {"connection", "content-length", "date", "server", "transfer-encoding"}  # headers it sets itself
+# Headers that the controller sets itself; browsers don't take a second Access-Control-Allow-Origin.
+CONTROLLERS = {"access-control-allow-origin", "connection", "content-length", "date", "server", "transfer-encoding"}
 SETTINGS = {  # environment variables: default, pattern, meaning
     "PORT": ("8080", "(?!0|[7-9]....|6[6-9]...|65[6-9]..|655[4-9].|6553[6-9])[0-9]{1,5}", "a port from 1 to 65535"),
     "WSGI_APP": ("", r"([\w.]+:\w+)?", "module:attribute"),
@@ -82,8 +84,7 @@ def base_path(message: Record) -> str:
 
 def read_message(environ: Record) -> Any:
     """The JSON of a POST. A long __ow_body of --web raw becomes a memoryview: its parsing would outweigh all else."""
-    stream, length = environ["wsgi.input"], max(0, int(environ.get("CONTENT_LENGTH") or 0))
-    data = stream.read() if environ.get("wsgi.input_terminated") else stream.read(length)
+    data = environ["wsgi.input"].read(max(0, int(environ.get("CONTENT_LENGTH") or 0)))
     found = LONG_BODY.match(data, data.find(b'"__ow_body"')) if len(data) > 65536 else None
     if found:
         begin, end = found.end(), data.find(b'"', found.end())
@@ -209,8 +210,8 @@ def result_of(response: Response, accept_encoding: str = "") -> Record:
     for name, text in pairs:
         if not HEADER.match(name + ":" + text):  # for one such header the controller would drop the connection
             print("The header %r is left out: HTTP does not allow it." % name, file=sys.stderr)
-        elif name.lower() not in CONTROLLERS and (name.lower(), text) != ("access-control-allow-origin", "*"):
-            headers.add(name, text)  # the controller allows any origin by itself; browsers don't take it twice
+        elif name.lower() not in CONTROLLERS:
+            headers.add(name, text)
     if parse_accept_header(accept_encoding)["gzip"]:
         body = compress(headers, media_type(headers.get("Content-Type", ""))[0], body)
     content = encode_body(headers, body) if body and status not in (204, 205, 304) else ""
@@ -268,7 +269,7 @@ class Log(io.TextIOWrapper):
 class Handler(WSGIRequestHandler):
     """HTTP/1.1 with one request a connection, as in today's Werkzeug, and no access log."""
 
-    protocol_version = "HTTP/1.1"
+    protocol_version, timeout = "HTTP/1.1", 60  # seconds that a client may keep silent
     threads: Set[threading.Thread] = set()  # with a request under way
 
     def run_wsgi(self) -> None:
@@ -327,8 +328,8 @@ class Proxy:
     def init(self, message: Record) -> Record:
         """Takes over the platform's part of the environment, and waits for the model."""
         env = message["value"].get("env", {})
-        os.environ.update({name: env[name] for name in env if name.startswith("__OW_")})
         error = self.wait(env.get("__OW_DEADLINE"))
+        os.environ.update({name: env[name] for name in env if name.startswith("__OW_")})
         return {"error": error} if error else {"ok": True}
 
     def run(self, message: Record) -> Record:
@@ -366,7 +367,8 @@ class Proxy:
         """Takes the app of module:attribute, or the one that app.py runs; like run() it does not return."""
         def take(app: Any, *_: Any, **options: Any) -> None:
             self.app = app
-            self.loaded.set()
+            if threading.current_thread() is threading.main_thread():
+                self.loaded.set()
             threading.Event().wait()
 
         sys.path.insert(0, os.getcwd())
@@ -376,13 +378,15 @@ class Proxy:
                 app = getattr(importlib.import_module(module), attribute)
                 take(app if callable(app) else app())  # TypeError: object is not callable
             importlib.import_module("flask").Flask.run = take  # MAXApp.run calls it
-            runpy.run_path("app.py", run_name="__main__")
-            raise RuntimeError("it ended without run(); if another server runs the app, set WSGI_APP=module:attribute")
+            serving.run_simple = lambda host, port, app, *_, **options: take(app)
+            runpy.run_path(os.path.abspath("app.py"), run_name="__main__")
+            if not self.app:  # nor runs one in another thread
+                raise RuntimeError("it ended without run(); for an app of another server set WSGI_APP=module:attribute")
         except BaseException as error:
             traceback.print_exc()
             source = "WSGI_APP=" + wsgi_app if wsgi_app else "app.py in " + os.getcwd()
             self.load_error = "The model failed to load from %s: %s: %s" % (source, type(error).__name__, error)
-        take(None)
+        take(self.app)
 
 
 def stop_on_signals(server: BaseWSGIServer) -> None:
@@ -392,6 +396,19 @@ def stop_on_signals(server: BaseWSGIServer) -> None:
     signal.set_wakeup_fd(writer)  # comes even while the main thread loads a model in C
     for number in STOPS:
         signal.signal(number, lambda *_: None)
+
+    def forget(*_: Any) -> None:
+        """In a process that the model forks, which is not this server."""
+        signal.set_wakeup_fd(-1)
+        for number in STOPS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, STOPS), after_in_child=forget,
+                            after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS))
+    else:  # pragma: no cover, Python 3.6
+        importlib.import_module("multiprocessing.util").register_after_fork(Handler, forget)
 
     def watch() -> None:
         while os.read(reader, 1)[0] not in STOPS:

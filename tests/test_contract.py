@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import LIVE_APPS, ROOT, SENTINEL, Process, request, running, start_container
+from conftest import LIVE_APPS, ROOT, SENTINEL, Process, free_port, request, running, start_container
 
 EVERY_ID = {
     "action_name": "/guest/models/rec",
@@ -248,6 +248,11 @@ class TestResult:
                 assert result.get("error", result)["statusCode"] == status
                 assert process.run(web("/bytes/800000", "head")).get("error", {}).get("statusCode", 200) == status
 
+    def test_should_leave_the_origin_to_the_controller(self, stack: str) -> None:
+        with running(start_container(stack, LIVE_APPS / "max_app", CORS_ENABLE="true")) as process:
+            headers = process.run(web("/model/labels", origin="https://x.example"))["headers"]
+        assert "access-control-allow-origin" not in {name.lower() for name in headers}
+
     def test_should_compress_what_the_controller_can_carry(self, flask_app: Process) -> None:
         for kind, sent in (
             ("application/octet-stream",) * 2,
@@ -336,15 +341,8 @@ class TestMessage:
         value = web("/x", "post", base64.b64encode(data).decode(), content_type="image/png")
         result = recorder.run(value)
         assert result["error"]["statusCode"] == 500  # the recorder sends it all back
-        chunked = request(
-            recorder.port,
-            "POST",
-            "/run",
-            None,
-            {"Transfer-Encoding": "chunked"},
-            chunks=json.dumps({"value": web("/x")}).encode(),
-        )
-        assert chunked.json["statusCode"] == 200
+        chunked = request(recorder.port, "POST", "/run", None, {"Transfer-Encoding": "chunked"}, chunks=b"{}")
+        assert chunked.json["error"]["statusCode"] == 500  # OpenWhisk sends a Content-Length
 
     def test_should_be_answered_when_its_length_lies(self, flask_app: Process) -> None:
         with socket.create_connection(("127.0.0.1", flask_app.port), timeout=30) as client:
@@ -392,6 +390,45 @@ class TestLogs:
         assert flask_app.run(web("/bytes/1"))["statusCode"] == 200
 
 
+class TestFaults:
+    def test_should_be_told_from_the_model_that_ends_its_process(self, flask_app: Process) -> None:
+        with pytest.raises(ConnectionError):
+            flask_app.run(web("/os-exit"))
+        assert flask_app.popen.wait(timeout=30) == 7
+
+    def test_should_be_of_the_model_that_exits_while_it_loads(self, stack: str) -> None:
+        with running(start_container(stack, LIVE_APPS / "exits")) as process:
+            answer = process.post("/init", {"value": {}})
+            assert answer.status == 502
+            assert answer.json["error"].endswith("SystemExit: no licence")
+
+    def test_should_not_come_of_ten_megabytes_of_log(self, flask_app: Process) -> None:
+        assert text_of(flask_app.run(web("/print-much"))) == "printed"
+        assert len(flask_app.until(SENTINEL, flask_app.out)) > 10_000_000
+
+    def test_should_not_come_of_a_pause(self, flask_app: Process) -> None:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            run = pool.submit(flask_app.run, web("/sleep/0.2"))
+            flask_app.until("asleep", flask_app.out)
+            flask_app.popen.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, flask_app.popen.pid, os.WSTOPPED)
+            assert not run.done()
+            flask_app.popen.send_signal(signal.SIGCONT)
+            assert text_of(run.result()) == "awake"
+
+    def test_should_be_told_when_the_disk_for_uploads_is_full(self, stack: str) -> None:
+        """A file size limit of 0 stands for the full disk; uploads over 500 kB go to disk."""
+        port, app = free_port(), LIVE_APPS / "flask_app"
+        command = f'ulimit -f 0; exec "{stack}" "{ROOT / "openwhisk.py"}"'
+        head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        with running(Process("sh", "-c", command, cwd=app, port=port, env={"PORT": str(port)}).wait_ready()) as process:
+            for size, status in ((100, 200), (900_000, 500), (100, 200)):
+                body = base64.b64encode(head + bytes(size) + b"\r\n--x--\r\n").decode()
+                result = process.run(web("/upload", "post", body, content_type="multipart/form-data; boundary=x"))
+                assert result.get("error", result)["statusCode"] == status
+                assert "Errno" not in str(result)
+
+
 class TestOwnHttp:
     def test_should_go_straight_through_to_the_model(self, flask_app: Process) -> None:
         assert flask_app.request("GET", "/bytes/3").body == b"777"
@@ -423,6 +460,17 @@ class TestApps:
         assert recorder.run(web("/x"))["statusCode"] == 200
         with running(start_container(stack, LIVE_APPS / "plain_flask", WSGI_APP="service.api:app")) as process:
             assert text_of(process.run(web("/hello"))) == "hello"
+
+    @pytest.mark.parametrize("how", ["thread", "two", "simple"])
+    def test_should_be_taken_however_it_is_run(self, stack: str, how: str) -> None:
+        with running(start_container(stack, LIVE_APPS / "started", HOW=how)) as process:
+            assert process.post("/init", {"value": {}}).json == {"ok": True}
+            assert text_of(process.run(web("/"))) == "the model of " + str(LIVE_APPS / "started")
+
+    def test_should_be_free_to_start_and_stop_processes(self, stack: str) -> None:
+        with running(start_container(stack, LIVE_APPS / "started", HOW="simple")) as process:
+            assert text_of(process.run(web("/processes"))) == "-15 [1, 4]"
+            assert text_of(process.run(web("/"))).startswith("the model")
 
     def test_should_meet_no_deprecation_of_ours(self, stack: str) -> None:
         env = {"PYTHONWARNINGS": "error", "WSGI_APP": "service.api:app"}

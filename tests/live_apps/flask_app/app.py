@@ -55,6 +55,23 @@ def leave() -> Any:
     sys.exit("secret")
 
 
+@application.route("/os-exit")
+def die() -> Any:
+    os._exit(7)
+
+
+@application.route("/print-much")
+def much() -> Any:
+    for _ in range(10_000):
+        print("x" * 999)
+    return "printed"
+
+
+@application.route("/upload", methods=["POST"])
+def upload() -> Any:
+    return str(len(request.files["image"].read()))
+
+
 @application.route("/sleep/<float:seconds>")
 def sleep(seconds: Any) -> Any:
     print("asleep", flush=True)

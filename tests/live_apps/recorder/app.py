@@ -1,18 +1,24 @@
-"""A bare WSGI app that answers with what it was asked, or with what it was asked to answer."""
+"""A bare WSGI app that answers with what it was asked, or with what the query's `answer` asks for."""
 
 import base64
 import json
 import os
 import signal
+import sys
 from typing import Any
+from urllib.parse import parse_qs
 from wsgiref.validate import validator
 
 
 def record(environ: Any, start_response: Any) -> Any:
-    body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH", 0)))
+    body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    wanted = parse_qs(environ["QUERY_STRING"]).get("answer")
+    if wanted:
+        answer = json.loads(wanted[0])
+        start_response(str(answer["status"]) + " Answered", [(name, text) for name, text in answer["headers"]])
+        return [base64.b64decode(answer["body"])]
     seen = {key: environ[key] for key in environ if isinstance(environ[key], str)}
     seen["body"] = base64.b64encode(body).decode()
-    seen["os.environ"] = {key: os.environ[key] for key in os.environ if key.startswith("__OW_")}
     data = json.dumps(seen).encode()
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(data)))])
     return [data]
@@ -22,3 +28,8 @@ if "SIGNALS" in os.environ:
     signal.signal(signal.SIGUSR1, lambda *_: print("SIGUSR1"))
 
 app = validator(record)
+
+if __name__ == "__main__":
+    from werkzeug.serving import run_simple
+
+    run_simple("127.0.0.1", int(sys.argv[1]), record, threaded=True)  # whose own environ is not quite valid
