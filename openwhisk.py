@@ -234,6 +234,12 @@ def plain_result(response: Response) -> Record:
     return answer if isinstance(answer, dict) else result_of(response)
 
 
+def export(variables: Dict[str, str]) -> None:
+    """Into os.environ, but past putenv: of what differs each time glibc's setenv keeps every value for ever."""
+    environ: Any = os.environ
+    environ._data.update((environ.encodekey(name), environ.encodevalue(variables[name])) for name in variables)
+
+
 def serialize(result: Record, limit: int = 0) -> bytes:
     """JSON; a result over the limit (bytes, 0: none) becomes one that says so. Raises ValueError for NaN."""
     base64_body = result["body"] if isinstance(result.get("body"), bytes) else b""
@@ -339,7 +345,7 @@ class Proxy:
             if plain:
                 value = dict(value, __ow_method="post", __ow_headers={"content-type": "application/json"})
             environ = environ_of(dict(message, value=value), self.predict_path)
-            os.environ.update({"__OW_" + name.upper(): message[name] for name in IDS if name in message})
+            export({"__OW_" + name.upper(): message[name] for name in IDS if name in message})
             error = self.wait(message.get("deadline"))
         except Exception as malformed:
             return failure(400, "OpenWhisk sends no such message: %s: %s." % (type(malformed).__name__, malformed))
