@@ -132,27 +132,30 @@ def measure(python: str, count: int) -> list[list[str]]:
 
 
 STEPS = """
-import cProfile, io, json, pstats, sys, threading
+import cProfile, io, json, os, pstats, sys, threading
 sys.path[:0] = [{root!r}]
 import openwhisk
 data = sys.stdin.buffer.read()
 proxy = openwhisk.Proxy("/model/predict", 0, [openwhisk.Log(2), openwhisk.Log(2)])
-threading.Thread(target=proxy.load, args=("",), daemon=True).start()
-proxy.loaded.wait()
 def run():
     environ = dict(REQUEST_METHOD="POST", PATH_INFO="/run", CONTENT_LENGTH=str(len(data)))
     environ["wsgi.input"] = io.BytesIO(data)
     return proxy(environ, lambda *_: None)
-run()
-profile = cProfile.Profile()
-profile.runcall(lambda: [run() for _ in range({count})])
-stats = pstats.Stats(profile).stats
-def spent(name):
-    return sum(entry[3] for key, entry in stats.items() if key[2] == name or name in key[2] and key[0] == "~")
-base64 = spent("a2b_base64") + spent("b64decode")
-steps = dict(json=spent("read_message"), base64=base64, environ=spent("environ_of") - base64, app=spent("call"),
-             result=spent("result_of") + spent("serialize"))
-print(json.dumps(dict(steps, all=spent("answer"))))
+def measure():
+    proxy.loaded.wait()
+    run()
+    profile = cProfile.Profile()
+    profile.runcall(lambda: [run() for _ in range({count})])
+    stats = pstats.Stats(profile).stats
+    def spent(name):
+        return sum(entry[3] for key, entry in stats.items() if key[2] == name or name in key[2] and key[0] == "~")
+    base64 = spent("a2b_base64") + spent("b64decode")
+    steps = dict(json=spent("read_message"), base64=base64, environ=spent("environ_of") - base64, app=spent("call"),
+                 result=spent("result_of") + spent("serialize"))
+    print(json.dumps(dict(steps, all=spent("answer"))), flush=True)
+    os._exit(0)
+threading.Thread(target=measure).start()
+proxy.load("")
 """
 
 
