@@ -1,8 +1,10 @@
 """A MAX model's server with one of every API shape found in IBM/MAX-*: routes under /model, a web app, plain pages."""
 
 import io
+import os
 import struct
 import sys
+import tempfile
 import zlib
 from typing import Any
 
@@ -10,11 +12,14 @@ from config import API_DESC, API_TITLE, API_VERSION
 from flask import Response, abort, jsonify, make_response, redirect, request, send_file, url_for
 from maxfw.core import MAX_API, METADATA_SCHEMA, CustomMAXAPI, MAXApp, MetadataAPI, PredictAPI
 from werkzeug.datastructures import FileStorage
+from werkzeug.exceptions import BadRequest
 
 try:
-    from flask_restx import fields
+    from flask_restx import abort as abort_with
+    from flask_restx import fields, inputs
 except ImportError:
-    from flask_restplus import fields
+    from flask_restplus import abort as abort_with
+    from flask_restplus import fields, inputs
 
 PNG = b"\x89PNG\r\n\x1a\n" + zlib.compress(bytes(range(256)) * 40)
 WAV = b"RIFF" + struct.pack("<I", 8036) + b"WAVEfmt " + bytes(range(256)) * 31 + b"\0\xff"
@@ -111,6 +116,70 @@ class Big(CustomMAXAPI):
         return {"map": [[column % 7 for column in range(int(request.args["size"]))] for row in range(100)]}
 
 
+class Error(CustomMAXAPI):
+    def post(self) -> Any:
+        """Errors in the models' ways: data of an exception, keywords of abort, a failure inside"""
+        how = request.args["how"]
+        if how == "data":
+            error = BadRequest()
+            error.data = {"status": "error", "message": "Not a WAV: é"}  # type: ignore[attr-defined]
+            raise error
+        if how == "keywords":
+            abort_with(400, errors="first_word, second_word", message="The input format is not valid.")
+        if how == "inference":
+            abort(500, "Model Inference Failed with valid input")
+        raise ValueError("secret")
+
+
+article = MAX_API.model("Article", {"context": fields.String(required=True), "questions": fields.List(fields.String)})
+articles = MAX_API.model("Articles", {"paragraphs": fields.List(fields.Nested(article), required=True)})
+
+
+class Nested(CustomMAXAPI):
+    @MAX_API.expect(articles, validate=True)
+    def post(self) -> Any:
+        """JSON in JSON -> a list"""
+        return [len(paragraph["context"]) for paragraph in MAX_API.payload["paragraphs"]]
+
+
+class Unchecked(CustomMAXAPI):
+    def post(self) -> Any:
+        """JSON that nobody checks"""
+        return {"tags": request.get_json()["text"].split()}
+
+
+choice_parser = MAX_API.parser()
+choice_parser.add_argument("image", type=FileStorage, location="files", required=True)
+choice_parser.add_argument("model", type=str, default="mosaic", choices=["mosaic", "udnie"])
+choice_parser.add_argument("num_results", type=inputs.positive, default=5)
+
+
+class Choice(CustomMAXAPI):
+    def post(self) -> Any:
+        """A file that is saved by its name, a choice, a positive number -> JPEG"""
+        arguments = choice_parser.parse_args()
+        path = os.path.join(tempfile.mkdtemp(), arguments["image"].filename)
+        arguments["image"].save(path)
+        with open(path, "rb") as file:
+            lines = sum(1 for _ in file)
+        os.remove(path)
+        response = send_file(io.BytesIO(PNG), mimetype="image/jpeg")
+        response.headers["X-Seen"] = " ".join([str(lines), arguments["model"], str(arguments["num_results"])])
+        return response
+
+
+measures = MAX_API.model(
+    "Measures", {"a": fields.Fixed(decimals=2), "b": fields.List(fields.Integer), "c": fields.Float}
+)
+
+
+class Measures(CustomMAXAPI):
+    @MAX_API.marshal_with(measures)
+    def get(self) -> Any:
+        """Numbers, marshalled, one of them none"""
+        return {"a": 1.239, "b": [1, 2], "c": float("nan"), "left_out": 1}
+
+
 max_app = MAXApp(API_TITLE, API_DESC, API_VERSION)
 for api, route in (
     (Predict, "/predict"),
@@ -121,6 +190,11 @@ for api, route in (
     (Words, "/words"),
     (Text, "/text"),
     (Big, "/big"),
+    (Error, "/error"),
+    (Nested, "/nested"),
+    (Unchecked, "/unchecked"),
+    (Choice, "/choice"),
+    (Measures, "/measures"),
 ):
     max_app.add_api(api, route)
 max_app.mount_static("/app/")
