@@ -113,6 +113,7 @@ class Text(CustomMAXAPI):
 class Big(CustomMAXAPI):
     def post(self) -> Any:
         """image -> a very big JSON"""
+        request.files["image"].read()
         return {"map": [[column % 7 for column in range(int(request.args["size"]))] for row in range(100)]}
 
 
