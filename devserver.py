@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from openwhisk import BINARY, CONTENT_TYPE, CONTROLLERS, JSON, LOOKS_BASE64, RESERVED, TEXT, TOKEN
+from openwhisk import BINARY, CONTENT_TYPE, CONTROLLERS, JSON, LOOKS_BASE64, RESERVED, SPACES, TEXT, TOKEN
 
 LIMIT = 1_048_576  # bytes of a request's body, and of a result as JSON
 BLOCKING_SECONDS = 60.0  # how long the controller keeps a client waiting
@@ -33,6 +33,7 @@ CORS = [
     ("Access-Control-Allow-Methods", "OPTIONS, GET, DELETE, POST, PUT, HEAD, PATCH"),
 ]
 CORS_HEADERS = "Authorization, Origin, X-Requested-With, Content-Type, Accept, User-Agent"
+DROPPED = CONTROLLERS - {"access-control-allow-origin"} | {"content-type"}
 BODILESS = {*range(100, 200), 204, 205, 304}
 
 # Characters that Pekko HTTP leaves as they are in a path's segment and in a query's names and values.
@@ -429,11 +430,7 @@ def result_as_http(result: Any) -> Reply:
     if not all(re.fullmatch(TOKEN, name) for name, _ in headers):
         raise ConnectionResetError
     content_types = [text for name, text in headers if name.lower() == "content-type"]
-    headers = [
-        pair
-        for pair in headers
-        if pair[0].lower() not in {*CONTROLLERS, "content-type"} and not set("\r\n") & set(pair[1])
-    ]
+    headers = [pair for pair in headers if pair[0].lower() not in DROPPED and not set("\r\n") & set(pair[1])]
     if body is None or body == "":
         return status, headers, b""
     try:
@@ -447,7 +444,7 @@ def result_as_http(result: Any) -> Reply:
         if not media.is_json:
             raise mismatch
         data = pretty(body).encode()
-    elif media.is_text and not (media.is_json and body.strip() and LOOKS_BASE64.match(body)):
+    elif media.is_text and not (media.is_json and LOOKS_BASE64.match(body.strip(SPACES))):
         data = body.encode("utf-8", "replace")
     else:
         try:

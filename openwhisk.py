@@ -57,7 +57,8 @@ BINARY = re.compile(r"(?!text/|application/)|application/(cbor|gnutar|java-archi
                     r"|pdf|postscript|zip|vnd\.(google-earth|ms-|oasis|openxml)|x-(.*compress|apple|bzip|chrome|debian"
                     r"|dvi|font|gtar|gzip|redhat|shockwave|tar|tex|x509|xpinstall))")
 JSON = re.compile(r"application/json$|.*\+json$")  # text that may be base64 as well, and is whenever it looks like it
-LOOKS_BASE64 = re.compile(r"[\0- ]*([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?[\0- ]*\Z")
+LOOKS_BASE64 = re.compile(r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)\Z")
+SPACES = "".join(map(chr, range(33)))  # around it, they don't count
 LONG_BODY, PLACEHOLDER = re.compile(rb'"__ow_body": ?"'), b"the body is " + os.urandom(16).hex().encode()
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # https://www.rfc-editor.org/rfc/rfc9110#name-tokens
 HEADER = re.compile(TOKEN + r":[\t -~\x80-\xff]*\Z")
@@ -191,7 +192,7 @@ def encode_body(headers: Headers, body: bytes) -> Union[str, bytes]:
         try:
             text = (zlib.decompress(body, 47) if encoded else body).decode(charset or "utf-8")
             headers.remove("Content-Encoding")
-            if not (JSON.match(kind) and LOOKS_BASE64.match(text)):
+            if not (JSON.match(kind) and LOOKS_BASE64.match(text.strip(SPACES))):
                 return text
             body = text.encode()
         except (LookupError, UnicodeError, zlib.error):
