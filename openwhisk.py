@@ -91,7 +91,8 @@ def read_message(environ: Record) -> Any:
         begin, end = found.end(), data.find(b'"', found.end())
         message = json.loads((data[:begin] + PLACEHOLDER + data[end:]).decode())
         value = message["value"]
-        if value.get("__ow_body") == PLACEHOLDER.decode() and "__ow_query" in value and b"\\" not in data[begin:end]:
+        unescaped = data.find(b"\\", begin, end) < 0
+        if unescaped and value.get("__ow_body") == PLACEHOLDER.decode() and "__ow_query" in value:
             value["__ow_body"] = memoryview(data)[begin:end]
             return message
     return json.loads(data.decode())
@@ -267,9 +268,10 @@ class Log(io.TextIOWrapper):
         self.open_line = not text.endswith("\n") if text else self.open_line
         return super().write(text)
 
-    def end_activation(self) -> None:
-        with contextlib.suppress(OSError):  # and past the stream, which the app may have closed
-            os.write(self.descriptor, b"\n" * self.open_line + SENTINEL)
+    def put(self, lines: bytes) -> None:
+        """On lines of their own, and past the stream, which the app may have closed."""
+        with contextlib.suppress(OSError):
+            os.write(self.descriptor, b"\n" * self.open_line + lines)
         self.open_line = False
 
 
@@ -324,12 +326,12 @@ class Proxy:
             result = self.run(message) if endpoint == "/run" else self.init(message)
             data = serialize(result, self.result_limit)
         except BaseException:
-            os.write(self.logs[1].descriptor, traceback.format_exc().encode("utf-8", "replace"))
+            self.logs[1].put(traceback.format_exc().encode("utf-8", "replace"))
             result = failure(500, "The request failed; the log says why.")
             data = serialize(result)
         failed = "error" in result
         for log in self.logs if failed or endpoint == "/run" else []:
-            log.end_activation()
+            log.put(SENTINEL)
         return "502 Bad Gateway" if failed and endpoint == "/init" else "200 OK", [], data
 
     def init(self, message: Record) -> Record:
@@ -390,7 +392,7 @@ class Proxy:
             if not self.app:  # nor runs one in another thread
                 raise RuntimeError("it ended without run(); for an app of another server set WSGI_APP=module:attribute")
         except BaseException as error:
-            traceback.print_exc()
+            self.logs[1].put(traceback.format_exc().encode("utf-8", "replace"))
             source = "WSGI_APP=" + wsgi_app if wsgi_app else "app.py in " + os.getcwd()
             self.load_error = "The model failed to load from %s: %s: %s" % (source, type(error).__name__, error)
         take(self.app)

@@ -102,6 +102,7 @@ def not_this(error: Any) -> Any:
 @application.route("/close-stdout")
 def close() -> Any:
     sys.stdout.close()
+    sys.stderr.close()
     return "closed"
 
 
