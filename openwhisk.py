@@ -406,7 +406,7 @@ def stop_on_signals(server: BaseWSGIServer) -> None:
     for number in STOPS:
         signal.signal(number, lambda *_: None)
 
-    def forget(*_: Any) -> None:
+    def forget(*_: Any) -> None:  # pragma: no cover, where coverage is not taken along
         """In a process that the model forks, which is not this server."""
         signal.set_wakeup_fd(-1)
         for number in STOPS:
