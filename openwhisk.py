@@ -310,16 +310,18 @@ class Proxy:
 
     def __call__(self, environ: Record, start_response: Callable[..., Any]) -> Iterable[bytes]:
         endpoint = environ["PATH_INFO"] if environ["REQUEST_METHOD"] == "POST" else ""
+        headers = [("Content-Type", "application/json")]
         if endpoint in ("/init", "/run"):
-            status, retry, data = self.answer(endpoint, environ)
+            status, data = self.answer(endpoint, environ)
         elif self.app:
             return self.app(environ, start_response)  # type: ignore[no-any-return]
         else:
-            status, retry, data = "503 Service Unavailable", [("Retry-After", "1")], serialize({"error": NOT_LOADED})
-        start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(data)))] + retry)
+            status, data = "503 Service Unavailable", serialize({"error": NOT_LOADED})
+            headers.append(("Retry-After", "1"))
+        start_response(status, headers + [("Content-Length", str(len(data)))])
         return [data]
 
-    def answer(self, endpoint: str, environ: Record) -> Tuple[str, List[Tuple[str, str]], bytes]:
+    def answer(self, endpoint: str, environ: Record) -> Tuple[str, bytes]:
         """An object, whatever arrives and whatever the app does, and the end of its log."""
         try:
             message = read_message(environ)
@@ -332,7 +334,7 @@ class Proxy:
         failed = "error" in result
         for log in self.logs if failed or endpoint == "/run" else []:
             log.put(SENTINEL)
-        return "502 Bad Gateway" if failed and endpoint == "/init" else "200 OK", [], data
+        return "502 Bad Gateway" if failed and endpoint == "/init" else "200 OK", data
 
     def init(self, message: Record) -> Record:
         """Takes over the platform's part of the environment, and waits for the model."""
