@@ -3,7 +3,7 @@
 Any other request to the port is the model's own HTTP, so the same image serves without OpenWhisk too. What OpenWhisk
 sends and takes is recorded in tests/recordings. Runs on Python 3.6 and newer, with the Werkzeug of the model's image.
 """
-import base64
+import binascii
 import contextlib
 import importlib
 import io
@@ -25,10 +25,13 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import parse_accept_header
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-try:
-    from pybase64 import b64decode  # several times faster; not needed
-except ImportError:
-    from binascii import a2b_base64 as b64decode
+try:  # OpenSSL's base64 takes a fifth of the time of Python's, and lets other threads run meanwhile
+    import _ssl
+    import ctypes
+    libcrypto: Any = ctypes.CDLL(_ssl.__file__)
+    DECODE, ENCODE = libcrypto.EVP_DecodeBlock, libcrypto.EVP_EncodeBlock
+except (ImportError, AttributeError, OSError):  # pragma: no cover, a Python without a shared OpenSSL
+    DECODE = ENCODE = None
 
 SENTINEL = b"XXX_THE_END_OF_A_WHISK_ACTIVATION_XXX\n"  # ends an activation's log, on stdout and on stderr
 STOPS, STOP_SECONDS = (signal.SIGTERM, signal.SIGINT), 8  # of the 10 seconds that `docker stop` waits
@@ -98,6 +101,26 @@ def read_message(environ: Record) -> Any:
     return json.loads(data.decode())
 
 
+def openssl(function: Any, data: bytes) -> bytes:
+    """What EVP_DecodeBlock or EVP_EncodeBlock makes of it (man 3 EVP_EncodeBlock); nothing of what is malformed."""
+    buffer = bytearray(len(data) * 4 // 3 + 5)
+    length = function(ctypes.byref(ctypes.c_char.from_buffer(buffer)), data, len(data))
+    return bytes(memoryview(buffer)[:max(length, 0)])
+
+
+def encode_base64(data: bytes) -> bytes:
+    return openssl(ENCODE, data) if ENCODE else binascii.b2a_base64(data, newline=False)
+
+
+def decode_base64(data: bytes) -> bytes:
+    """Raises ValueError for anything but whole groups of four characters."""
+    decoded = openssl(DECODE, data) if DECODE else binascii.a2b_base64(data)
+    size, padding = len(data) // 4 * 3, data[-2:].count(b"=")
+    if len(data) % 4 or len(decoded) not in (size, size - padding) or data.count(b"=") != padding:
+        raise ValueError("__ow_body is not base64")
+    return decoded[:size - padding]
+
+
 def query_and_body(value: Record) -> Tuple[str, bytes]:
     """As the client sent them (--web raw), or one of the two made again from the parameters (--web true)."""
     kind, charset = media_type(value.get("__ow_headers", {}).get("content-type", ""))
@@ -110,12 +133,9 @@ def query_and_body(value: Record) -> Tuple[str, bytes]:
         if kind == "application/x-www-form-urlencoded" and merged:
             return "", urlencode(parameters).encode()
         query = urlencode(parameters)
-    if kind != "application/json" and (kind in TEXT or charset):
-        return query, body.encode("utf-8", "replace") if isinstance(body, str) else bytes(body)
-    data = b64decode(body)
-    if len(body) != (len(data) + 2) // 3 * 4:
-        raise ValueError("__ow_body is not base64")
-    return query, data
+    data = body.encode("utf-8", "replace") if isinstance(body, str) else bytes(memoryview(body))
+    text = kind != "application/json" and (kind in TEXT or charset)
+    return query, data if text else decode_base64(data)
 
 
 def environ_of(message: Record, predict_path: str) -> Record:
@@ -200,7 +220,7 @@ def encode_body(headers: Headers, body: bytes) -> Union[str, bytes]:
             kind = kind if JSON.match(kind) else ""
     if charset or not kind:
         headers["Content-Type"] = kind or "application/octet-stream"
-    return base64.b64encode(body)
+    return encode_base64(body)
 
 
 def result_of(response: Response, accept_encoding: str = "") -> Record:

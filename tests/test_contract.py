@@ -18,6 +18,8 @@ from urllib.parse import quote
 import pytest
 from conftest import LIVE_APPS, ROOT, SENTINEL, Process, free_port, running, start_container
 
+import openwhisk
+
 EVERY_ID = {
     "action_name": "/guest/models/rec",
     "action_version": "0.0.1",
@@ -335,6 +337,24 @@ class TestMessage:
         assert "Traceback" not in answer.body.decode()
         assert recorder.post("/init", message).status in (200, 502)
         assert recorder.run(web("/alive"))["statusCode"] == 200
+
+    @pytest.mark.parametrize(
+        "body", ["QUI", "QUI==", "QUI=QUI=", "QU\nI", "QUI!", " QUI=", "QUI=\n", "=QUI", "é" * 4, 10**11]
+    )
+    def test_should_be_refused_when_its_body_is_not_base64(self, recorder: Process, body: Any) -> None:
+        result = recorder.run({**web("/x", "post", content_type="image/png"), "__ow_body": body})
+        assert result["error"]["statusCode"] == 400
+
+    @pytest.mark.parametrize("size", [*range(9), 1_000_000])
+    def test_should_be_read_without_openssl_too(self, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = os.urandom(size)
+        encoded = openwhisk.encode_base64(data)
+        assert (encoded, openwhisk.decode_base64(encoded)) == (base64.b64encode(data), data)
+        monkeypatch.setattr(openwhisk, "ENCODE", None)
+        monkeypatch.setattr(openwhisk, "DECODE", None)
+        assert (openwhisk.encode_base64(data), openwhisk.decode_base64(encoded)) == (encoded, data)
+        with pytest.raises(ValueError, match="base64|padding"):
+            openwhisk.decode_base64(encoded + b"QUI!")
 
     def test_should_be_served_when_it_is_5_mb(self, recorder: Process) -> None:
         data = os.urandom(5_000_000)
