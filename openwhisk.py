@@ -4,14 +4,18 @@ Any other request to the port is the model's own HTTP, so the same image serves 
 sends and takes is recorded in tests/recordings. Runs on Python 3.6 and newer, with the Werkzeug of the model's image.
 """
 import binascii
+import collections
 import contextlib
 import importlib
 import io
+import itertools
 import json
 import os
 import re
 import runpy
 import signal
+import socket
+import struct
 import sys
 import threading
 import time
@@ -25,16 +29,17 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import parse_accept_header
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-try:  # OpenSSL's base64 takes a fifth of the time of Python's, and lets other threads run meanwhile
+try:  # OpenSSL's base64 takes a fifth of the time of Python's
     import _ssl
     import ctypes
-    libcrypto: Any = ctypes.CDLL(_ssl.__file__)
+    libcrypto: Any = ctypes.PyDLL(_ssl.__file__)
     DECODE, ENCODE = libcrypto.EVP_DecodeBlock, libcrypto.EVP_EncodeBlock
 except (ImportError, AttributeError, OSError):  # pragma: no cover, a Python without a shared OpenSSL
     DECODE = ENCODE = None
 
 SENTINEL = b"XXX_THE_END_OF_A_WHISK_ACTIVATION_XXX\n"  # ends an activation's log, on stdout and on stderr
 STOPS, STOP_SECONDS = (signal.SIGTERM, signal.SIGINT), 8  # of the 10 seconds that `docker stop` waits
+SILENT_SECONDS = 60  # for which a client may neither send nor read
 NOT_LOADED = "The model is not loaded; the log says more."
 IDS = ("action_name", "action_version", "activation_id", "api_key", "deadline", "namespace", "transaction_id")
 RESERVED = {"__ow_" + name for name in ("method", "headers", "path", "user", "query", "body")}
@@ -86,19 +91,32 @@ def base_path(message: Record) -> str:
     return "/".join(["/api/v1/web", namespace] + (package or ["default"]) + [name])
 
 
-def read_message(environ: Record) -> Any:
-    """The JSON of a POST. A long __ow_body of --web raw becomes a memoryview: its parsing would outweigh all else."""
-    data = environ["wsgi.input"].read(max(0, int(environ.get("CONTENT_LENGTH") or 0)))
-    found = LONG_BODY.match(data, data.find(b'"__ow_body"')) if len(data) > 65536 else None
+def receive(environ: Record, buffer: bytearray) -> Tuple[bytearray, int]:
+    """The body of a POST and its size, in the buffer or, where that is too small, in another that grows with it."""
+    length, size = int(environ.get("CONTENT_LENGTH") or 0), 0
+    while size < length:
+        if size == len(buffer):
+            buffer = buffer + bytes(min(length - size, size))
+        received = environ["wsgi.input"].readinto(memoryview(buffer)[size:length])
+        if not received:
+            break
+        size += received
+    return buffer, size
+
+
+def parse(buffer: bytearray, size: int) -> Any:
+    """The JSON. A long __ow_body of --web raw becomes a memoryview: its parsing would outweigh all else."""
+    start = buffer.find(b'"__ow_body"', 0, size) if size > 65536 else -1
+    found = LONG_BODY.match(buffer, start) if start >= 0 else None
     if found:
-        begin, end = found.end(), data.find(b'"', found.end())
-        message = json.loads((data[:begin] + PLACEHOLDER + data[end:]).decode())
+        begin, end = found.end(), buffer.find(b'"', found.end(), size)
+        message = json.loads((buffer[:begin] + PLACEHOLDER + buffer[end:size]).decode())
         value = message["value"]
-        unescaped = data.find(b"\\", begin, end) < 0
+        unescaped = buffer.find(b"\\", begin, end) < 0
         if unescaped and value.get("__ow_body") == PLACEHOLDER.decode() and "__ow_query" in value:
-            value["__ow_body"] = memoryview(data)[begin:end]
+            value["__ow_body"] = memoryview(buffer)[begin:end]
             return message
-    return json.loads(data.decode())
+    return json.loads(buffer[:size].decode())
 
 
 def openssl(function: Any, data: bytes) -> bytes:
@@ -116,12 +134,31 @@ def decode_base64(data: bytes) -> bytes:
     """Raises ValueError for anything but whole groups of four characters."""
     decoded = openssl(DECODE, data) if DECODE else binascii.a2b_base64(data)
     size, padding = len(data) // 4 * 3, data[-2:].count(b"=")
-    if len(data) % 4 or len(decoded) not in (size, size - padding) or data.count(b"=") != padding:
+    if len(data) % 4 or len(decoded) not in (size, size - padding) or data.find(b"=", 0, -2) >= 0:
         raise ValueError("__ow_body is not base64")
     return decoded[:size - padding]
 
 
-def query_and_body(value: Record) -> Tuple[str, bytes]:
+class Base64Input(io.RawIOBase):
+    """A wsgi.input that decodes as the app reads: memory for all of it at once would cost more than the decoding."""
+
+    def __init__(self, text: memoryview) -> None:
+        self.text = text
+
+    def __len__(self) -> int:
+        return len(self.text) // 4 * 3 - bytes(self.text[-2:]).count(b"=")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        length = len(buffer) // 3 * 4
+        data, self.text = decode_base64(bytes(self.text[:length])), self.text[length:]
+        buffer[:len(data)] = data
+        return len(data)
+
+
+def query_and_body(value: Record) -> Tuple[str, Union[bytes, Base64Input]]:
     """As the client sent them (--web raw), or one of the two made again from the parameters (--web true)."""
     kind, charset = media_type(value.get("__ow_headers", {}).get("content-type", ""))
     query, body = value.get("__ow_query"), value.get("__ow_body", "")
@@ -133,8 +170,10 @@ def query_and_body(value: Record) -> Tuple[str, bytes]:
         if kind == "application/x-www-form-urlencoded" and merged:
             return "", urlencode(parameters).encode()
         query = urlencode(parameters)
-    data = body.encode("utf-8", "replace") if isinstance(body, str) else bytes(memoryview(body))
     text = kind != "application/json" and (kind in TEXT or charset)
+    if isinstance(body, memoryview):
+        return query, bytes(body) if text else Base64Input(body)
+    data = body.encode("utf-8", "replace")
     return query, data if text else decode_base64(data)
 
 
@@ -143,6 +182,7 @@ def environ_of(message: Record, predict_path: str) -> Record:
     value = message["value"]
     headers, method = value.get("__ow_headers", {}), value["__ow_method"].upper()
     query, body = query_and_body(value)
+    stream: Any = io.BytesIO(body) if isinstance(body, bytes) else io.BufferedReader(body, 65536)
     client, host, proto = (headers.get("x-forwarded-" + of, "").split(",")[0] for of in ("for", "host", "proto"))
     scheme, port = ("https", "443") if proto.lower() == "https" else ("http", "80")
     host, path = host or headers.get("host") or "localhost", value.get("__ow_path") or predict_path
@@ -161,7 +201,7 @@ def environ_of(message: Record, predict_path: str) -> Record:
     environ.update({
         "SCRIPT_NAME": base_path(message).encode().decode("latin-1"),
         "PATH_INFO": unquote_to_bytes(path if path.startswith("/") else "/" + path).decode("latin-1"),
-        "wsgi.version": (1, 0), "wsgi.url_scheme": scheme, "wsgi.input": io.BytesIO(body), "wsgi.errors": sys.stderr,
+        "wsgi.version": (1, 0), "wsgi.url_scheme": scheme, "wsgi.input": stream, "wsgi.errors": sys.stderr,
         "wsgi.multithread": True, "wsgi.multiprocess": False, "wsgi.run_once": False})
     return environ
 
@@ -204,7 +244,7 @@ def compress(headers: Headers, kind: str, body: bytes) -> bytes:
 
 
 def encode_body(headers: Headers, body: bytes) -> Union[str, bytes]:
-    """Text, or base64 (as bytes): what the controller expects of the Content-Type; changes one that can't carry it."""
+    """Text, or what must be base64: as the controller expects of the Content-Type; changes one that can't carry it."""
     kind, charset = media_type(headers.get("Content-Type", ""))
     encoded = "Content-Encoding" in headers
     if encoded and "javascript" in kind:
@@ -220,7 +260,7 @@ def encode_body(headers: Headers, body: bytes) -> Union[str, bytes]:
             kind = kind if JSON.match(kind) else ""
     if charset or not kind:
         headers["Content-Type"] = kind or "application/octet-stream"
-    return encode_base64(body)
+    return body
 
 
 def result_of(response: Response, accept_encoding: str = "") -> Record:
@@ -241,7 +281,7 @@ def result_of(response: Response, accept_encoding: str = "") -> Record:
     fields = {name: texts if len(texts) > 1 else texts[0] for name, texts in lists.values()}
     if status < 500:
         return {"statusCode": status, "headers": fields, "body": content}
-    content = content.decode() if isinstance(content, bytes) else content
+    content = encode_base64(content).decode() if isinstance(content, bytes) else content
     return {"error": {"statusCode": status, "headers": fields, "body": content}}
 
 
@@ -262,18 +302,20 @@ def export(variables: Dict[str, str]) -> None:
     environ._data.update((environ.encodekey(name), environ.encodevalue(variables[name])) for name in variables)
 
 
-def serialize(result: Record, limit: int = 0) -> bytes:
-    """JSON; a result over the limit (bytes, 0: none) becomes one that says so. Raises ValueError for NaN."""
-    base64_body = result["body"] if isinstance(result.get("body"), bytes) else b""
-    fields = dict(result, body="") if base64_body else result
-    data = json.dumps(fields, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
-    if base64_body:  # comes last, and needs no look at each of its characters
-        data = data[:-2] + base64_body + data[-2:]
-    if not 0 < limit < len(data):
-        return data
-    return serialize(failure(500, (
-        "The answer takes %d bytes as a result and OpenWhisk's limit is %d: ask for less of it or for gzip (curl "
-        "--compressed), or raise the limit of the cluster and, to match it, RESULT_LIMIT.") % (len(data), limit)))
+def serialize(result: Record, limit: int = 0) -> Tuple[int, Iterable[bytes]]:
+    """The size and pieces of its JSON; over the limit (bytes, 0: none), of one that says so. ValueError for NaN."""
+    body = result["body"] if isinstance(result.get("body"), bytes) else b""
+    data = json.dumps(dict(result, body="") if body else result, ensure_ascii=False, allow_nan=False)
+    encoded = data.encode("utf-8", "backslashreplace")
+    size, step = len(encoded) + (len(body) + 2) // 3 * 4, 3 << 16
+    if 0 < limit < size:
+        return serialize(failure(500, (
+            "The answer takes %d bytes as a result and OpenWhisk's limit is %d: ask for less of it or for gzip (curl "
+            "--compressed), or raise the limit of the cluster and, to match it, RESULT_LIMIT.") % (size, limit)))
+    if not body:
+        return size, [encoded]
+    parts = (encode_base64(body[at:at + step]) for at in range(0, len(body), step))
+    return size, itertools.chain([encoded[:-2]], parts, [encoded[-2:]])  # the body comes last
 
 
 class Log(io.TextIOWrapper):
@@ -298,7 +340,7 @@ class Log(io.TextIOWrapper):
 class Handler(WSGIRequestHandler):
     """HTTP/1.1 with one request a connection, as in today's Werkzeug, and no access log."""
 
-    protocol_version, timeout = "HTTP/1.1", 60  # seconds that a client may keep silent
+    protocol_version = "HTTP/1.1"
     threads: Set[threading.Thread] = set()  # with a request under way
 
     def run_wsgi(self) -> None:
@@ -326,31 +368,40 @@ class Proxy:
     def __init__(self, predict_path: str, result_limit: int, logs: List[Log]) -> None:
         self.predict_path, self.result_limit, self.logs = predict_path, result_limit, logs
         self.app: Any = None
+        self.spare: Any = collections.deque(maxlen=8)  # buffers: fresh memory takes longer than the decoding
         self.load_error, self.loaded = "", threading.Event()
 
     def __call__(self, environ: Record, start_response: Callable[..., Any]) -> Iterable[bytes]:
         endpoint = environ["PATH_INFO"] if environ["REQUEST_METHOD"] == "POST" else ""
         headers = [("Content-Type", "application/json")]
         if endpoint in ("/init", "/run"):
-            status, data = self.answer(endpoint, environ)
+            status, (size, data) = self.answer(endpoint, environ)
         elif self.app:
             return self.app(environ, start_response)  # type: ignore[no-any-return]
         else:
-            status, data = "503 Service Unavailable", serialize({"error": NOT_LOADED})
+            status, (size, data) = "503 Service Unavailable", serialize({"error": NOT_LOADED})
             headers.append(("Retry-After", "1"))
-        start_response(status, headers + [("Content-Length", str(len(data)))])
-        return [data]
+        start_response(status, headers + [("Content-Length", str(size))])
+        return data
 
-    def answer(self, endpoint: str, environ: Record) -> Tuple[str, bytes]:
+    def answer(self, endpoint: str, environ: Record) -> Tuple[str, Tuple[int, Iterable[bytes]]]:
         """An object, whatever arrives and whatever the app does, and the end of its log."""
         try:
-            message = read_message(environ)
+            buffer = self.spare.pop()
+        except IndexError:
+            buffer = bytearray(1 << 18)
+        try:
+            buffer, size = receive(environ, buffer)
+            message = parse(buffer, size)
             result = self.run(message) if endpoint == "/run" else self.init(message)
             data = serialize(result, self.result_limit)
         except BaseException:
             self.logs[1].put(traceback.format_exc().encode("utf-8", "replace"))
             result = failure(500, "The request failed; the log says why.")
             data = serialize(result)
+        finally:
+            if len(buffer) < 1 << 23:
+                self.spare.append(buffer)
         failed = "error" in result
         for log in self.logs if failed or endpoint == "/run" else []:
             log.put(SENTINEL)
@@ -376,7 +427,8 @@ class Proxy:
             return failure(400, "OpenWhisk sends no such message: %s: %s." % (type(malformed).__name__, malformed))
         if error:
             return failure(503, NOT_LOADED)
-        status, headers, body = call(self.app, environ)
+        with environ["wsgi.input"]:  # ends with the activation
+            status, headers, body = call(self.app, environ)
         if plain:
             return plain_result((status, headers, body))
         bare = value["__ow_method"] == "get" and not value.get("__ow_path")
@@ -472,6 +524,8 @@ def main() -> None:
         server = make_server("0.0.0.0", int(port), proxy, threaded=True, request_handler=Handler)
     except OSError as error:  # pragma: no cover, before Werkzeug 2.2
         sys.exit("The PORT %s can't be listened on: %s." % (port, error))
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # settimeout() would cost a poll() before each recv()
+        server.socket.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", SILENT_SECONDS, 0))
     stop_on_signals(server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     proxy.load(wsgi_app)
