@@ -1,9 +1,10 @@
 """The proxy's share of a request: a model behind its own server and behind openwhisk.py, request by request in turn.
 
-    python benchmarks/latency.py [--python PYTHON_OF_THE_MODEL] [--requests N]
+    python benchmarks/latency.py [--python PYTHON_OF_THE_MODEL …] [--requests N] [--plot assets/latency.svg]
 
-PYTHON_OF_THE_MODEL needs maxfw (default: this one). The model is tests/live_apps/max_app; OpenWhisk's message is made
-beforehand, as on the platform another machine makes it. Prints two tables: latency, and the steps of one activation.
+PYTHON_OF_THE_MODEL needs maxfw (default: this one), --plot matplotlib. The model is tests/live_apps/max_app; the message
+of OpenWhisk is made beforehand, as on the platform another machine makes it. Prints two tables: latency and the steps
+of one activation.
 """
 
 from __future__ import annotations
@@ -188,21 +189,48 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows])
 
 
+def plot(path: str, measured: dict[str, list[list[str]]]) -> None:
+    """Medians of the own server and of the web action, a panel for each Python."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "latency"
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(measured), figsize=(4 * len(measured), 3.2), sharey=True, squeeze=False)
+    for panel, (title, rows) in zip(panels[0], measured.items()):
+        for place, (_, own, web, _, _, ratio, _) in enumerate(rows):
+            panel.barh(place - 0.2, float(own), 0.4, color="#9aa5b1", label="own server")
+            panel.barh(place + 0.2, float(web), 0.4, color="#d6336c", label="web action")
+            panel.text(float(web) * 1.1, place + 0.2, f"× {ratio}", va="center", fontsize=8)
+        panel.set(title=title, xscale="log", xlabel="median, ms", xlim=(0.5, 400), yticks=range(len(rows)))
+        panel.set_yticklabels([row[0] for row in rows])
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0][0].invert_yaxis()
+    figure.legend(*(some[:2] for some in panels[0][0].get_legend_handles_labels()), loc="upper right", frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--python", default=[sys.executable], nargs="+")
     parser.add_argument("--requests", type=int, default=200, help="of each size (default: %(default)s)")
+    parser.add_argument("--plot", help="an SVG file to write")
     arguments = parser.parse_args()
     heads = ["body", "own server, median ms", "web action", "own server, p95 ms", "web action"]
     heads += ["ratio of medians", "ratio of throughputs, 8 clients"]
-    print(table(heads, measure(arguments.python, arguments.requests)))
-    print()
     names = ["json", "base64", "environ", "app", "result", "all"]
-    rows = []
-    for name, size in SIZES.items():
-        spent = steps(arguments.python, size, 20)
-        rows.append([name, *(f"{spent[step]:.2f}" for step in names)])
-    print(table(["body, ms of each step", *names], rows))
+    measured = {}
+    for python in arguments.python:
+        title = subprocess.run([python, "-V"], check=True, capture_output=True, text=True).stdout.strip()
+        measured[title] = measure(python, arguments.requests)
+        print(f"{title}\n\n{table(heads, measured[title])}\n")
+        spent = {name: steps(python, size, 20) for name, size in SIZES.items()}
+        rows = [[name, *(f"{spent[name][step]:.2f}" for step in names)] for name in SIZES]
+        print(table(["body, ms of each step", *names], rows) + "\n", flush=True)
+    if arguments.plot:
+        plot(arguments.plot, measured)
 
 
 if __name__ == "__main__":
