@@ -18,7 +18,7 @@ call it. With --delete, removes the actions.
   TIMEOUT            time limit of an activation in milliseconds, the model's loading included (default: 300000)
   CONCURRENCY        activations at once in a container (default: the platform's)
   SECRET             callers must send it in the header X-Require-Whisk-Auth (default: anyone may call)
-  WSK                the command line (default: wsk; for example "ibmcloud wsk")
+  WSK                the command line (default: wsk; for example "wsk -i")
 END
 }
 
@@ -59,7 +59,7 @@ word TIMEOUT "$TIMEOUT" '[1-9][0-9]*' 300000
 for command in "${WSK%% *}" curl python3; do
     command -v "$command" >/dev/null || fail "$command is not installed."
 done
-# shellcheck disable=SC2086  # of several words, like "ibmcloud wsk"
+# shellcheck disable=SC2086  # of several words, like "wsk -i"
 wsk() { command $WSK "$@"; }
 
 # How to call the model, from its swagger.json on standard input: a file, JSON, or a query.

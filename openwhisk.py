@@ -343,6 +343,11 @@ class Handler(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"
     threads: Set[threading.Thread] = set()  # with a request under way
 
+    def setup(self) -> None:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # settimeout() would cost a poll() before each recv()
+            self.request.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", SILENT_SECONDS, 0))
+        super().setup()
+
     def run_wsgi(self) -> None:
         self.threads.add(threading.current_thread())
         try:
@@ -524,8 +529,6 @@ def main() -> None:
         server = make_server("0.0.0.0", int(port), proxy, threaded=True, request_handler=Handler)
     except OSError as error:  # pragma: no cover, before Werkzeug 2.2
         sys.exit("The PORT %s can't be listened on: %s." % (port, error))
-    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # settimeout() would cost a poll() before each recv()
-        server.socket.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", SILENT_SECONDS, 0))
     stop_on_signals(server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     proxy.load(wsgi_app)

@@ -2,9 +2,9 @@
 
     python benchmarks/latency.py [--python PYTHON_OF_THE_MODEL …] [--requests N] [--plot assets/latency.svg]
 
-PYTHON_OF_THE_MODEL needs maxfw (default: this one), --plot matplotlib. The model is tests/live_apps/max_app; the message
-of OpenWhisk is made beforehand, as on the platform another machine makes it. Prints two tables: latency and the steps
-of one activation.
+PYTHON_OF_THE_MODEL needs maxfw (default: this one), --plot matplotlib. The model is tests/live_apps/max_app; OpenWhisk
+makes the message on another machine, so it is made beforehand here. Prints two tables: latency and the steps of one
+activation.
 """
 
 from __future__ import annotations

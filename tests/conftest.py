@@ -30,6 +30,7 @@ import devserver  # noqa: E402
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--stack", default=sys.executable, help="the Python that runs the containers (default: this one)")
+    parser.addoption("--screenshot", help="where test_demo.py puts its picture of the browser")
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,8 @@ class TestInit:
             run = pool.submit(process.run, web("/"))
             own = process.request("GET", "/")
             assert (own.status, own.header("retry-after")) == (503, "1")
-            assert not any(future.done() for future in (*inits, run))
+            assert not run.done()
+            assert not any(init.done() for init in inits)
             loaded.touch()
             assert [init.result().json for init in inits] == [{"ok": True}] * 2
             assert text_of(run.result()) == "loaded"
@@ -369,6 +370,19 @@ class TestMessage:
             answer = b"".join(iter(lambda: client.recv(65536), b""))
         assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
 
+    def test_should_not_be_waited_for_longer_than_a_minute(self, stack: str) -> None:
+        """The minute is a second here."""
+        code, port = "import openwhisk; openwhisk.SILENT_SECONDS = 1; openwhisk.main()", free_port()
+        env = {"PORT": str(port), "PYTHONPATH": str(ROOT), "WSGI_APP": "app:app"}
+        head = b"POST /run HTTP/1.1\r\nContent-Length: 9\r\n"
+        with running(Process(stack, "-c", code, cwd=LIVE_APPS / "recorder", port=port, env=env).wait_ready()):
+            for sent, answer in ((b"", b""), (head, b"HTTP/1.1 200 OK\r\n"), (head + b"\r\n{", b"HTTP/1.1 200 OK\r\n")):
+                with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+                    client.sendall(sent)
+                    assert client.recv(17) == answer
+                    while client.recv(65536):
+                        pass
+
     def test_should_be_answered_in_http_1_1_over_a_connection_that_says_it_closes(self, flask_app: Process) -> None:
         with socket.create_connection(("127.0.0.1", flask_app.port), timeout=30) as client:
             body = json.dumps({"value": web("/print/x")}).encode()
@@ -506,6 +520,15 @@ class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_should_stop_an_idle_container_with_status_0(self, flask_app: Process, number: int) -> None:
         assert flask_app.stop(number) == 0
+
+    def test_should_stop_though_clients_keep_connections_open(self, flask_app: Process) -> None:
+        with (
+            socket.create_connection(("127.0.0.1", flask_app.port)),
+            socket.create_connection(("127.0.0.1", flask_app.port)) as half,
+        ):
+            half.sendall(b"POST /run HTTP/1.1\r\nContent-Length: 9")
+            flask_app.popen.send_signal(signal.SIGTERM)
+            assert flask_app.popen.wait(timeout=5) == 0
 
     def test_should_let_running_activations_finish(self, flask_app: Process) -> None:
         with concurrent.futures.ThreadPoolExecutor() as pool:

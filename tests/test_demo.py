@@ -7,11 +7,14 @@ import re
 import shutil
 import signal
 import subprocess
-import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Process, free_port, request, running
+from conftest import LIVE_APPS, ROOT, Process, free_port, request, running, start_container, web_action
+from playwright.sync_api import BrowserContext, sync_playwright
+
+CHROMIUM = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
 @pytest.fixture(scope="module")
@@ -28,26 +31,81 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_demo_reads_the_text_in_a_picture(clone: Path) -> None:
-    port = free_port()
+@pytest.fixture
+def browser() -> Iterator[BrowserContext]:
+    """A real one, headless."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if not program:
+        assert not os.environ.get("CI"), "needs chromium"
+        pytest.skip("needs chromium")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=CHROMIUM)
+        yield chromium.new_context(viewport={"width": 1100, "height": 1000})
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def demo(clone: Path, port: int) -> Iterator[Process]:
     with running(Process("./demo.sh", cwd=clone, env={"PORT": str(port)})) as demo:
-        said = demo.until("Ctrl-C", demo.out, seconds=900)
-        curl = re.search(r"^ +(curl .*)", said, re.MULTILINE)
-        assert curl
-        answer = subprocess.run(curl[1], shell=True, cwd=clone, check=True, capture_output=True, text=True).stdout
-        readme = (clone / "README.md").read_text()
-        assert f"$ {curl[1]}\n{answer}".replace(str(port), "3233") in readme
-        assert f"$ ./demo.sh\n{said}".replace(str(port), "3233") in readme
-        ui = re.search(r"http://\S+/(?=\n)", said)
-        assert ui
-        with urllib.request.urlopen(ui[0]) as page:
-            assert b"swagger-ui" in page.read()
-        demo.popen.send_signal(signal.SIGINT)
-        assert demo.popen.wait(timeout=30) == 130
+        yield demo
+
+
+@pytest.fixture(scope="module")
+def said(demo: Process) -> str:
+    return demo.until("Ctrl-C", demo.out, seconds=900)
+
+
+def test_the_demo_reads_the_text_in_a_picture(clone: Path, port: int, said: str) -> None:
+    curl = re.search(r"^ +(curl .*)", said, re.MULTILINE)
+    assert curl
+    answer = subprocess.run(curl[1], shell=True, cwd=clone, check=True, capture_output=True, text=True).stdout
+    readme = (clone / "README.md").read_text()
+    assert f"$ {curl[1]}\n{answer}".replace(str(port), "3233") in readme
+    assert f"$ ./demo.sh\n{said}".replace(str(port), "3233") in readme
+
+
+def test_the_demo_reads_the_text_in_a_browser(
+    clone: Path, port: int, said: str, browser: BrowserContext, pytestconfig: pytest.Config
+) -> None:
+    url = f"http://127.0.0.1:{port}/api/v1/web/guest/default/max-ocr"
+    assert f"Its Swagger UI is at {url}/\n" in said
+    page = browser.new_page()
+    page.goto(url)
+    assert page.url == url + "/"
+    page.locator("#operations-tag-model").click()
+    operation = page.locator("#operations-model-predict")
+    operation.locator(".opblock-summary").click()
+    operation.get_by_role("button", name="Try it out").click()
+    operation.locator("input[type=file]").set_input_files(clone / "assets" / "receipt.png")
+    operation.get_by_role("button", name="Execute").click()
+    response = operation.locator(".live-responses-table")
+    response.get_by_text("CAFE SERVERLESS").wait_for()
+    assert '"Total 7.60"' in response.inner_text()
+    if pytestconfig.getoption("--screenshot"):
+        response.scroll_into_view_if_needed()
+        page.screenshot(path=pytestconfig.getoption("--screenshot"))
+
+
+def test_ctrl_c_stops_the_demo(port: int, demo: Process, said: str) -> None:
+    demo.popen.send_signal(signal.SIGINT)
+    assert demo.popen.wait(timeout=30) == 130
     with pytest.raises(ConnectionRefusedError):
         request(port, "GET", "/")
     with pytest.raises(ProcessLookupError):
         os.killpg(demo.popen.pid, 0)
+
+
+def test_a_models_web_app_works_in_a_browser(stack: str, browser: BrowserContext) -> None:
+    with running(start_container(stack, LIVE_APPS / "max_app")) as container, web_action(container.port) as port:
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{port}/api/v1/web/guest/default/rec/app/")
+        page.get_by_text("person, vélo").wait_for()
+        assert page.title() == "é A model's web app"
 
 
 def fails(clone: Path, words: str, **env: str) -> None:
