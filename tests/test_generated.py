@@ -10,13 +10,16 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import LIVE_APPS, Answer, Process, free_port, request, running, web_action
+from conftest import LIVE_APPS, ROOT, Answer, Process, free_port, request, running, start_container, web_action
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -226,3 +229,27 @@ def test_the_process_is_as_small_as_before(recorder: Process) -> None:
     request(recorder.port, "GET", "/")
     assert len(os.listdir(f"{folder}/fd")) < 20
     assert len(os.listdir(f"{folder}/task")) < 10
+
+
+def test_schemathesis_finds_no_failure_that_the_models_own_server_does_not_have(stack: str, tmp_path: Path) -> None:
+    app, port = ROOT / "examples" / "ocr", free_port()
+    code = f"""import runpy, maxfw.core
+maxfw.core.MAXApp.run.__defaults__ = ("127.0.0.1", {port})
+runpy.run_path("app.py", run_name="__main__")"""
+    program = str(Path(sys.executable).parent / "schemathesis")
+    options = ["--seed", "1", "--max-examples", str(100 * FACTOR), "--continue-on-failure", "--baseline", "known.json"]
+    command = [program, "run", *options, "--exclude-checks", "unsupported_method"]  # OpenWhisk itself refuses TRACE
+    with (
+        running(Process(stack, "-c", code, cwd=app, port=port)) as own,
+        running(start_container(stack, app)) as container,
+        web_action(container.port) as web_port,
+    ):
+        own.wait_ready()
+        url = f"http://127.0.0.1:{own.port}/swagger.json"
+        done = subprocess.run([*command, "--baseline-update", url], cwd=tmp_path, capture_output=True, text=True)
+        assert "Tested: 2\n" in done.stdout
+        assert "UndefinedStatusCode" in (tmp_path / "known.json").read_text()
+        url = f"http://127.0.0.1:{web_port}{BASE}/swagger.json"
+        done = subprocess.run([*command, url], cwd=tmp_path, capture_output=True, text=True)
+        assert "Tested: 2\n" in done.stdout
+        assert done.returncode == 0, done.stdout
