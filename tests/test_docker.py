@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Process, free_port, running
+from conftest import ROOT, Process, documented, free_port, running
 
 Done = subprocess.CompletedProcess[str]
 MODEL = """
@@ -113,6 +113,18 @@ def test_every_model_gets_its_turn_and_its_row(built: Done, models: str, registr
     assert log
     assert "manifest" in Path(log[1]).read_text()
     assert re.search("    .*not found|    .*manifest unknown", built.stderr)
+
+
+def test_the_readme_shows_what_is_printed(built: Done, models: str, registry: str) -> None:
+    printed = built.stdout.replace(models, "docker.io/codait").replace(f"{registry}/me", "me")
+    lines = [line for line in printed.splitlines(keepends=True) if "max-ocr-home" not in line]
+    shown = documented('MODELS="max-ocr max-nowhere" USERNAME=me ./build.sh').splitlines(keepends=True)
+    assert sorted(map(masked, lines)) == sorted(map(masked, shown))
+
+
+def masked(line: str) -> str:
+    """Without the figures, which differ."""
+    return re.sub(r" +[0-9]+ ", " N ", re.sub(" +[0-9]+ MB", " N MB", re.sub("sha256:[0-9a-f]{64}", "sha256:", line)))
 
 
 @pytest.fixture(params=HOMES)
@@ -255,6 +267,11 @@ class TestDeploy:
         assert deleted.returncode == 1
         assert "models/max-ocr-home: deleted" in deleted.stdout
         assert "models/max-nowhere: FAILED: wsk could not delete it" in deleted.stderr
+
+    def test_should_print_what_the_readme_shows(self, built: Done, registry: str, state: Path) -> None:
+        done = self.deploy(state, MODELS="max-ocr", USERNAME=f"{registry}/me")
+        printed = re.sub("http://127.0.0.1:[0-9]+/", "https://openwhisk.example.com/", done.stdout)
+        assert printed == documented('MODELS="max-ocr" USERNAME=me ./deploy.sh')
 
     @pytest.mark.parametrize(
         ("env", "words"),
