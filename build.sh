@@ -56,6 +56,8 @@ done
 USERNAME=${USERNAME:-} REGISTRY=${REGISTRY:-docker.io/codait} TAG=${TAG:-latest}
 JOBS=${JOBS:-1} DOCKER=${DOCKER:-docker} PUSH=${PUSH:-1}
 
+[ "${REGISTRY#docker.io/}:$TAG" != "${USERNAME#docker.io/}:latest" ] ||
+    fail "the images would replace the models' own, as REGISTRY and USERNAME are the same: choose another USERNAME."
 part='[a-z0-9]+([._-]+[a-z0-9]+)*'
 path="([A-Za-z0-9.-]+(:[0-9]+)?/)?$part(/$part)*"
 [ ${#models[@]} -gt 0 ] || fail "which models? Name them: MODELS=\"max-ocr\" USERNAME=me ./build.sh (--help says more)."

@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Iterable
 from typing import Any, Callable
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -113,10 +113,10 @@ class WebAction:
     """The WSGI app behind the URL: a request becomes a message, a result becomes the response."""
 
     def __init__(self, container: str, *, raw: bool, namespace: str, package: str, action: str, timeout: float) -> None:
-        address = urlsplit(container)
-        if address.scheme != "http" or not address.hostname:
-            raise ValueError(f"{container!r} is not the URL of a container, like http://127.0.0.1:8080")
-        self.address = address.hostname, address.port or 80
+        address = re.fullmatch("http://([^/:@]+)(?::([0-9]{1,5}))?/?", container)
+        if not address:
+            raise ValueError(f"{container!r} is not the URL of a container, like http://127.0.0.1:8080.")
+        self.address = address[1], int(address[2] or 80)
         self.container, self.raw, self.timeout = container, raw, timeout
         self.path = f"/api/v1/web/{namespace}/{package}/{action}"
         self.name = "/".join(["", namespace, *([] if package == "default" else [package]), action])
@@ -134,7 +134,7 @@ class WebAction:
             try:
                 status, _, data = self.post("/init", {"value": value}, max(left, RETRY_SECONDS))
                 break
-            except ConnectionRefusedError:
+            except (ConnectionRefusedError, ConnectionResetError):  # a published port of Docker's resets at first
                 if left <= 0:
                     raise ConnectionError(f"No container listens at {self.container}: start it first.") from None
                 time.sleep(RETRY_SECONDS)
@@ -164,6 +164,8 @@ class WebAction:
             connection.request("POST", path, json.dumps(message), {"Content-Type": "application/json"})
             response = connection.getresponse()
             return response.status, response.getheader("Content-Length") is not None, response.read()
+        except http.client.RemoteDisconnected:
+            raise
         except http.client.HTTPException as error:
             raise ConnectionError(str(error)) from error
         finally:
@@ -512,6 +514,8 @@ def main() -> None:
         "--timeout", type=float, default=60, help="the action's time limit in seconds (default: %(default)s)"
     )
     arguments = parser.parse_args()
+    if not 0 < arguments.port < 65536:
+        parser.error("--port must be from 1 to 65535.")
     try:
         action = WebAction(
             arguments.container,

@@ -218,6 +218,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200, help="of each size (default: %(default)s)")
     parser.add_argument("--plot", help="an SVG file to write")
     arguments = parser.parse_args()
+    if arguments.plot:
+        import matplotlib  # noqa: F401, rather than fail after all the measuring
     heads = ["body", "own server, median ms", "web action", "own server, p95 ms", "web action"]
     heads += ["ratio of medians", "ratio of throughputs, 8 clients"]
     names = ["json", "base64", "environ", "app", "result", "all"]

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 LIVE_APPS = Path(__file__).parent / "live_apps"
 SENTINEL = "XXX_THE_END_OF_A_WHISK_ACTIVATION_XXX"
 sys.path.insert(0, str(ROOT))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background would have it ignored
 
 import devserver  # noqa: E402
 

@@ -121,6 +121,7 @@ def test_the_demo_says_that_a_port_is_busy(clone: Path, recorder: Process) -> No
     test_port = str(recorder.port)
     fails(clone, f"Port {test_port} is busy", PORT=test_port)
     fails(clone, "Port none is busy or no port", PORT="none")
+    fails(clone, "Port 0 is busy or no port", PORT="0")
 
 
 def test_the_demo_says_what_is_missing(clone: Path, tmp_path: Path) -> None:

@@ -315,8 +315,26 @@ class TestCommandLine:
             self.devserver(url, "--port", str(free_port()), "--timeout", "0.2"), "No container listens at " + url
         )
 
+    def test_should_wait_for_a_container_behind_a_port_that_docker_publishes(self) -> None:
+        """Docker's proxy accepts connections before the container does, and resets them."""
+        with socket.create_server(("127.0.0.1", 0)) as docker:
+            url, port = f"http://127.0.0.1:{docker.getsockname()[1]}", free_port()
+            with running(self.devserver(url, "--port", str(port))) as process:
+                docker.accept()[0].close()
+                client, _ = docker.accept()
+                with client:
+                    client.recv(65536)
+                    client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                assert process.out.get(timeout=60).startswith(f"http://127.0.0.1:{port}/")
+
     def test_should_say_what_is_no_url_of_a_container(self) -> None:
-        self.fails(self.devserver("127.0.0.1:8080"), "is not the URL of a container")
+        for url in ("127.0.0.1:8080", "http://127.0.0.1:port"):
+            self.fails(self.devserver(url), f"'{url}' is not the URL of a container")
+
+    def test_should_say_what_is_no_port(self) -> None:
+        process = self.devserver("http://127.0.0.1:8080", "--port", "0")
+        assert process.popen.wait(timeout=30) == 2
+        assert "--port must be from 1 to 65535." in process.rest(process.err)
 
     def test_should_say_why_the_action_failed_to_initialize(self, container: int) -> None:
         Container.init_status = 502

@@ -52,7 +52,7 @@ def test_every_command_is_run_by_a_test() -> None:
 
 
 def test_the_development_server_prints_the_url(recorder: Process) -> None:
-    command, port = "python devserver.py http://127.0.0.1:8080 --action max-ocr --web raw", str(free_port())
+    command, port = ".venv/bin/python devserver.py http://127.0.0.1:8080 --action max-ocr --web raw", str(free_port())
     options = re.findall("--[a-z]+", help_of(sys.executable, "devserver.py"))
     assert set(re.findall("--[a-z]+", command)) <= set(options)
     arguments = command.replace("8080", str(recorder.port)).split()[1:]
