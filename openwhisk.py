@@ -4,7 +4,6 @@ Any other request to the port is the model's own HTTP, so the same image serves 
 sends and takes is recorded in tests/recordings. Runs on Python 3.6 and newer, with the Werkzeug of the model's image.
 """
 import binascii
-import collections
 import contextlib
 import importlib
 import io
@@ -14,8 +13,6 @@ import os
 import re
 import runpy
 import signal
-import socket
-import struct
 import sys
 import threading
 import time
@@ -39,7 +36,6 @@ except (ImportError, AttributeError, OSError):  # pragma: no cover, a Python wit
 
 SENTINEL = b"XXX_THE_END_OF_A_WHISK_ACTIVATION_XXX\n"  # ends an activation's log, on stdout and on stderr
 STOPS, STOP_SECONDS = (signal.SIGTERM, signal.SIGINT), 8  # of the 10 seconds that `docker stop` waits
-SILENT_SECONDS = 60  # for which a client may neither send nor read
 NOT_LOADED = "The model is not loaded; the log says more."
 IDS = ("action_name", "action_version", "activation_id", "api_key", "deadline", "namespace", "transaction_id")
 RESERVED = {"__ow_" + name for name in ("method", "headers", "path", "user", "query", "body")}
@@ -66,7 +62,7 @@ BINARY = re.compile(r"(?!text/|application/)|application/(cbor|gnutar|java-archi
                     r"|dvi|font|gtar|gzip|redhat|shockwave|tar|tex|x509|xpinstall))")
 JSON = re.compile(r"application/json$|.*\+json$")  # text that may be base64 as well, and is whenever it looks like it
 LOOKS_BASE64 = re.compile(r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)\Z")
-SPACES = "".join(map(chr, range(33)))  # around it, they don't count
+SPACES = "".join(map(chr, range(33)))  # which the controller ignores around base64
 LONG_BODY, PLACEHOLDER = re.compile(rb'"__ow_body": ?"'), b"the body is " + os.urandom(16).hex().encode()
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # https://www.rfc-editor.org/rfc/rfc9110#name-tokens
 HEADER = re.compile(TOKEN + r":[\t -~\x80-\xff]*\Z")
@@ -91,39 +87,23 @@ def base_path(message: Record) -> str:
     return "/".join(["/api/v1/web", namespace] + (package or ["default"]) + [name])
 
 
-def receive(environ: Record, buffer: bytearray) -> Tuple[bytearray, int]:
-    """The body of a POST and its size, in the buffer or, where that is too small, in another that grows with it."""
-    length, size = int(environ.get("CONTENT_LENGTH") or 0), 0
-    while size < length:
-        if size == len(buffer):
-            buffer = buffer + bytes(min(length - size, size))
-        received = environ["wsgi.input"].readinto(memoryview(buffer)[size:length])
-        if not received:
-            break
-        size += received
-    return buffer, size
-
-
-def parse(buffer: bytearray, size: int) -> Any:
+def parse(data: bytes) -> Any:
     """The JSON. A long __ow_body of --web raw becomes a memoryview: its parsing would outweigh all else."""
-    start = buffer.find(b'"__ow_body"', 0, size) if size > 65536 else -1
-    found = LONG_BODY.match(buffer, start) if start >= 0 else None
-    if found:
-        begin, end = found.end(), buffer.find(b'"', found.end(), size)
-        message = json.loads((buffer[:begin] + PLACEHOLDER + buffer[end:size]).decode())
+    found = LONG_BODY.search(data) if len(data) > 65536 else None
+    begin, end = (found.end(), data.find(b'"', found.end())) if found else (0, -1)
+    if found and data.find(b"\\", begin, end) < 0:
+        message = json.loads((data[:begin] + PLACEHOLDER + data[end:]).decode())
         value = message["value"]
-        unescaped = buffer.find(b"\\", begin, end) < 0
-        if unescaped and value.get("__ow_body") == PLACEHOLDER.decode() and "__ow_query" in value:
-            value["__ow_body"] = memoryview(buffer)[begin:end]
+        if value.get("__ow_body") == PLACEHOLDER.decode() and "__ow_query" in value:
+            value["__ow_body"] = memoryview(data)[begin:end]
             return message
-    return json.loads(buffer[:size].decode())
+    return json.loads(data.decode())
 
 
 def openssl(function: Any, data: bytes) -> bytes:
-    """What EVP_DecodeBlock or EVP_EncodeBlock makes of it (man 3 EVP_EncodeBlock); nothing of what is malformed."""
-    buffer = bytearray(len(data) * 4 // 3 + 5)
-    length = function(ctypes.byref(ctypes.c_char.from_buffer(buffer)), data, len(data))
-    return bytes(memoryview(buffer)[:max(length, 0)])
+    """What EVP_DecodeBlock or EVP_EncodeBlock makes of it (man 3 EVP_EncodeBlock); empty if it is malformed."""
+    buffer = ctypes.create_string_buffer(len(data) * 4 // 3 + 5)
+    return ctypes.string_at(buffer, max(function(buffer, data, len(data)), 0))
 
 
 def encode_base64(data: bytes) -> bytes:
@@ -140,10 +120,13 @@ def decode_base64(data: bytes) -> bytes:
 
 
 class Base64Input(io.RawIOBase):
-    """A wsgi.input that decodes as the app reads: memory for all of it at once would cost more than the decoding."""
+    """A wsgi.input that decodes as the app reads: memory for all of it at once would cost more than the decoding.
+
+    Reading raises ValueError where it is not base64, which OpenWhisk never sends.
+    """
 
     def __init__(self, text: memoryview) -> None:
-        self.text = text
+        self.text, self.rest = text, b""
 
     def __len__(self) -> int:
         return len(self.text) // 4 * 3 - bytes(self.text[-2:]).count(b"=")
@@ -152,8 +135,10 @@ class Base64Input(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        length = len(buffer) // 3 * 4
-        data, self.text = decode_base64(bytes(self.text[:length])), self.text[length:]
+        if not self.rest:
+            length = max(len(buffer) // 3, 1) * 4
+            self.rest, self.text = decode_base64(bytes(self.text[:length])), self.text[length:]
+        data, self.rest = self.rest[:len(buffer)], self.rest[len(buffer):]
         buffer[:len(data)] = data
         return len(data)
 
@@ -251,7 +236,7 @@ def encode_body(headers: Headers, body: bytes) -> Union[str, bytes]:
         kind, charset = "text/javascript", "binary"
     elif (kind in TEXT or charset and not BINARY.match(kind)) and not (encoded and JSON.match(kind)):
         try:
-            text = (zlib.decompress(body, 47) if encoded else body).decode(charset or "utf-8")
+            text = (zlib.decompress(body, 47) if encoded and not body.isspace() else body).decode(charset or "utf-8")
             headers.remove("Content-Encoding")
             if not (JSON.match(kind) and LOOKS_BASE64.match(text.strip(SPACES))):
                 return text
@@ -341,12 +326,8 @@ class Handler(WSGIRequestHandler):
     """HTTP/1.1 with one request a connection, as in today's Werkzeug, and no access log."""
 
     protocol_version = "HTTP/1.1"
+    timeout = 60  # seconds for which a client may neither send nor read
     threads: Set[threading.Thread] = set()  # with a request under way
-
-    def setup(self) -> None:
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # settimeout() would cost a poll() before each recv()
-            self.request.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", SILENT_SECONDS, 0))
-        super().setup()
 
     def run_wsgi(self) -> None:
         self.threads.add(threading.current_thread())
@@ -373,7 +354,6 @@ class Proxy:
     def __init__(self, predict_path: str, result_limit: int, logs: List[Log]) -> None:
         self.predict_path, self.result_limit, self.logs = predict_path, result_limit, logs
         self.app: Any = None
-        self.spare: Any = collections.deque(maxlen=8)  # buffers: fresh memory takes longer than the decoding
         self.load_error, self.loaded = "", threading.Event()
 
     def __call__(self, environ: Record, start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -390,23 +370,15 @@ class Proxy:
         return data
 
     def answer(self, endpoint: str, environ: Record) -> Tuple[str, Tuple[int, Iterable[bytes]]]:
-        """An object, whatever arrives and whatever the app does, and the end of its log."""
+        """Status, and size and pieces of a JSON object, whatever arrives and whatever the app does; ends its log."""
         try:
-            buffer = self.spare.pop()
-        except IndexError:
-            buffer = bytearray(1 << 18)
-        try:
-            buffer, size = receive(environ, buffer)
-            message = parse(buffer, size)
+            message = parse(environ["wsgi.input"].read(max(0, int(environ.get("CONTENT_LENGTH") or 0))))
             result = self.run(message) if endpoint == "/run" else self.init(message)
             data = serialize(result, self.result_limit)
         except BaseException:
             self.logs[1].put(traceback.format_exc().encode("utf-8", "replace"))
             result = failure(500, "The request failed; the log says why.")
             data = serialize(result)
-        finally:
-            if len(buffer) < 1 << 23:
-                self.spare.append(buffer)
         failed = "error" in result
         for log in self.logs if failed or endpoint == "/run" else []:
             log.put(SENTINEL)
@@ -432,8 +404,7 @@ class Proxy:
             return failure(400, "OpenWhisk sends no such message: %s: %s." % (type(malformed).__name__, malformed))
         if error:
             return failure(503, NOT_LOADED)
-        with environ["wsgi.input"]:  # ends with the activation
-            status, headers, body = call(self.app, environ)
+        status, headers, body = call(self.app, environ)
         if plain:
             return plain_result((status, headers, body))
         bare = value["__ow_method"] == "get" and not value.get("__ow_path")

@@ -168,7 +168,7 @@ def measure():
     def spent(name):
         return sum(entry[3] for key, entry in stats.items() if (key[0], key[2]) == (openwhisk.__file__, name))
     base64 = spent("decode_base64")
-    steps = dict(json=spent("receive") + spent("parse"), base64=base64, environ=spent("environ_of"),
+    steps = dict(json=spent("parse"), base64=base64, environ=spent("environ_of"),
                  app=spent("call") - base64, result=spent("result_of") + spent("serialize"))
     print(json.dumps(dict(steps, all=spent("answer"))), flush=True)
     os._exit(0)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import functools
 import gzip
+import io
 import json
 import os
 import signal
@@ -363,6 +365,26 @@ class TestMessage:
         result = recorder.run(value)
         assert result["error"]["statusCode"] == 500  # the recorder sends it all back
 
+    @pytest.mark.parametrize("text", ['"', "é\\n", "plain"])
+    def test_should_give_the_app_a_long_text(self, recorder: Process, text: str) -> None:
+        long = text * 50_000
+        raw = web("/x", "post", long, content_type="text/plain")
+        for value in (raw, {name: raw[name] for name in raw if name != "__ow_query"}):
+            seen = json.loads(text_of(recorder.run(value)))
+            assert base64.b64decode(seen["body"]) == long.encode()
+
+    def test_should_be_read_by_the_app_as_it_likes(self) -> None:
+        data = os.urandom(100_000)
+
+        def stream() -> io.BufferedReader:
+            return io.BufferedReader(openwhisk.Base64Input(memoryview(base64.b64encode(data))), 65536)
+
+        assert stream().read() == data
+        assert b"".join(stream()) == data
+        for size in (1, 2, 3, 4096, 65537):
+            for read in (stream().read, stream().read1):
+                assert b"".join(iter(functools.partial(read, size), b"")) == data
+
     def test_should_be_answered_when_its_length_lies(self, flask_app: Process) -> None:
         with socket.create_connection(("127.0.0.1", flask_app.port), timeout=30) as client:
             client.sendall(b"POST /run HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{}")
@@ -372,11 +394,11 @@ class TestMessage:
 
     def test_should_not_be_waited_for_longer_than_a_minute(self, stack: str) -> None:
         """The minute is a second here."""
-        code, port = "import openwhisk; openwhisk.SILENT_SECONDS = 1; openwhisk.main()", free_port()
+        code, port = "import openwhisk; openwhisk.Handler.timeout = 1; openwhisk.main()", free_port()
         env = {"PORT": str(port), "PYTHONPATH": str(ROOT), "WSGI_APP": "app:app"}
         head = b"POST /run HTTP/1.1\r\nContent-Length: 9\r\n"
         with running(Process(stack, "-c", code, cwd=LIVE_APPS / "recorder", port=port, env=env).wait_ready()):
-            for sent, answer in ((b"", b""), (head, b"HTTP/1.1 200 OK\r\n"), (head + b"\r\n{", b"HTTP/1.1 200 OK\r\n")):
+            for sent, answer in ((b"", b""), (head, b""), (head + b"\r\n{", b"HTTP/1.1 200 OK\r\n")):
                 with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
                     client.sendall(sent)
                     assert client.recv(17) == answer
