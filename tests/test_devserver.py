@@ -316,15 +316,15 @@ class TestCommandLine:
         )
 
     def test_should_wait_for_a_container_behind_a_port_that_docker_publishes(self) -> None:
-        """Docker's proxy accepts connections before the container does, and resets them."""
+        """Docker's proxy accepts connections before the container does, and closes them."""
         with socket.create_server(("127.0.0.1", 0)) as docker:
             url, port = f"http://127.0.0.1:{docker.getsockname()[1]}", free_port()
             with running(self.devserver(url, "--port", str(port))) as process:
-                docker.accept()[0].close()
-                client, _ = docker.accept()
-                with client:
-                    client.recv(65536)
-                    client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                for answer in (b"", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"):
+                    with docker.accept()[0] as client:
+                        while not client.recv(65536).endswith(b"}}"):
+                            pass
+                        client.sendall(answer)
                 assert process.out.get(timeout=60).startswith(f"http://127.0.0.1:{port}/")
 
     def test_should_say_what_is_no_url_of_a_container(self) -> None:
@@ -345,6 +345,13 @@ class TestCommandLine:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"http://127.0.0.1:{silent.getsockname()[1]}"
             self.fails(self.devserver(url, "--port", str(free_port()), "--timeout", "0.2"), "did not answer POST /init")
+
+    def test_should_say_that_the_container_speaks_no_http(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            process = self.devserver(f"http://127.0.0.1:{other.getsockname()[1]}", "--port", str(free_port()))
+            with other.accept()[0] as client:
+                client.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+                self.fails(process, "did not answer POST /init: SSH-2.0-OpenSSH_9.2")
 
     def test_should_say_that_the_port_is_taken(self, container: int) -> None:
         url = f"http://127.0.0.1:{container}"
