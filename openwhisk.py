@@ -102,8 +102,9 @@ def parse(data: bytes) -> Any:
 
 def openssl(function: Any, data: bytes) -> bytes:
     """What EVP_DecodeBlock or EVP_EncodeBlock makes of it (man 3 EVP_EncodeBlock); empty if it is malformed."""
-    buffer = ctypes.create_string_buffer(len(data) * 4 // 3 + 5)
-    return ctypes.string_at(buffer, max(function(buffer, data, len(data)), 0))
+    buffer = bytearray(len(data) * 4 // 3 + 5)  # create_string_buffer() would leave a type for each size
+    length = function(ctypes.byref(ctypes.c_char.from_buffer(buffer)), data, len(data))
+    return bytes(memoryview(buffer)[:max(length, 0)])
 
 
 def encode_base64(data: bytes) -> bytes:
