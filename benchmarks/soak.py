@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--activations", type=int, default=50_000, help="(default: %(default)s)")
     arguments = parser.parse_args()
+    os.environ["MALLOC_ARENA_MAX"] = "1"  # else glibc's arenas, one a thread, come in steps that hide a leak
     port, states = free_port(), []
     with (
         server(arguments.python, str(ROOT / "openwhisk.py"), port=port) as pid,
