@@ -16,7 +16,7 @@ import socket, sys
 with socket.socket() as listener:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(("127.0.0.1", int(sys.argv[1]) or -1))
+        listener.bind(("127.0.0.1", int(sys.argv[1]) or -1))  # 0 would be any port
     except (OSError, OverflowError, ValueError):
         sys.exit(1)
 END

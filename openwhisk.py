@@ -114,8 +114,8 @@ def encode_base64(data: bytes) -> bytes:
 def decode_base64(data: bytes) -> bytes:
     """Raises ValueError for anything but whole groups of four characters."""
     decoded = openssl(DECODE, data) if DECODE else binascii.a2b_base64(data)
-    size, padding = len(data) // 4 * 3, data[-2:].count(b"=")
-    if len(data) % 4 or len(decoded) not in (size, size - padding) or data.find(b"=", 0, -2) >= 0:
+    size, padding = len(data) // 4 * 3, len(data[-2:]) - len(data[-2:].rstrip(b"="))
+    if len(data) % 4 or len(decoded) not in (size, size - padding) or data.find(b"=", 0, len(data) - padding) >= 0:
         raise ValueError("__ow_body is not base64")
     return decoded[:size - padding]
 
@@ -291,17 +291,17 @@ def export(variables: Dict[str, str]) -> None:
 def serialize(result: Record, limit: int = 0) -> Tuple[int, Iterable[bytes]]:
     """The size and pieces of its JSON; over the limit (bytes, 0: none), of one that says so. ValueError for NaN."""
     body = result["body"] if isinstance(result.get("body"), bytes) else b""
-    data = json.dumps(dict(result, body="") if body else result, ensure_ascii=False, allow_nan=False)
-    encoded = data.encode("utf-8", "backslashreplace")
-    size, step = len(encoded) + (len(body) + 2) // 3 * 4, 3 << 16
+    text = json.dumps(dict(result, body="") if body else result, ensure_ascii=False, allow_nan=False)
+    data = text.encode("utf-8", "backslashreplace")
+    size, step = len(data) + (len(body) + 2) // 3 * 4, 3 << 16
     if 0 < limit < size:
         return serialize(failure(500, (
             "The answer takes %d bytes as a result and OpenWhisk's limit is %d: ask for less of it or for gzip (curl "
             "--compressed), or raise the limit of the cluster and, to match it, RESULT_LIMIT.") % (size, limit)))
     if not body:
-        return size, [encoded]
+        return size, [data]
     parts = (encode_base64(body[at:at + step]) for at in range(0, len(body), step))
-    return size, itertools.chain([encoded[:-2]], parts, [encoded[-2:]])  # the body comes last
+    return size, itertools.chain([data[:-2]], parts, [data[-2:]])  # the body comes last
 
 
 class Log(io.TextIOWrapper):
@@ -361,29 +361,29 @@ class Proxy:
         endpoint = environ["PATH_INFO"] if environ["REQUEST_METHOD"] == "POST" else ""
         headers = [("Content-Type", "application/json")]
         if endpoint in ("/init", "/run"):
-            status, (size, data) = self.answer(endpoint, environ)
+            status, (size, pieces) = self.answer(endpoint, environ)
         elif self.app:
             return self.app(environ, start_response)  # type: ignore[no-any-return]
         else:
-            status, (size, data) = "503 Service Unavailable", serialize({"error": NOT_LOADED})
+            status, (size, pieces) = "503 Service Unavailable", serialize({"error": NOT_LOADED})
             headers.append(("Retry-After", "1"))
         start_response(status, headers + [("Content-Length", str(size))])
-        return data
+        return pieces
 
     def answer(self, endpoint: str, environ: Record) -> Tuple[str, Tuple[int, Iterable[bytes]]]:
         """Status, and size and pieces of a JSON object, whatever arrives and whatever the app does; ends its log."""
         try:
             message = parse(environ["wsgi.input"].read(max(0, int(environ.get("CONTENT_LENGTH") or 0))))
             result = self.run(message) if endpoint == "/run" else self.init(message)
-            data = serialize(result, self.result_limit)
+            serialized = serialize(result, self.result_limit)
         except BaseException:
             self.logs[1].put(traceback.format_exc().encode("utf-8", "replace"))
             result = failure(500, "The request failed; the log says why.")
-            data = serialize(result)
+            serialized = serialize(result)
         failed = "error" in result
         for log in self.logs if failed or endpoint == "/run" else []:
             log.put(SENTINEL)
-        return "502 Bad Gateway" if failed and endpoint == "/init" else "200 OK", data
+        return "502 Bad Gateway" if failed and endpoint == "/init" else "200 OK", serialized
 
     def init(self, message: Record) -> Record:
         """Takes over the platform's part of the environment, and waits for the model."""

@@ -23,6 +23,7 @@ from werkzeug.serving import make_server
 
 ROOT = Path(__file__).parent.parent
 LIVE_APPS = Path(__file__).parent / "live_apps"
+BASE = "/api/v1/web/guest/default/rec"  # the path of web_action's URL
 SENTINEL = "XXX_THE_END_OF_A_WHISK_ACTIVATION_XXX"
 sys.path.insert(0, str(ROOT))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background would have it ignored

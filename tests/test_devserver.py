@@ -12,12 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from conftest import LIVE_APPS, ROOT, Answer, Process, free_port, request, running, start_container, web_action
+from conftest import BASE, LIVE_APPS, ROOT, Answer, Process, free_port, request, running, start_container, web_action
 
 import devserver
 
 PRETTY = '{\n  "a": [1, {\n    "c": null\n  }],\n  "b": {\n\n  }\n}'
-BASE = "/api/v1/web/guest/default/rec"
 
 
 class Container(BaseHTTPRequestHandler):

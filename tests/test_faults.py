@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
-from conftest import LIVE_APPS, ROOT, free_port, request, running, start_container, web_action
+from conftest import BASE, LIVE_APPS, ROOT, request, running, start_container, web_action
 
 import devserver
 
-BASE = "/api/v1/web/guest/default/rec"
 FAILED = "The request failed; the log says why."
 GENERIC = "There was an error processing your request."
 FAULTS = {  # path, size of the body, seconds of the time limit -> status, sentence
@@ -57,10 +55,3 @@ def test_a_model_that_does_not_load_is_told_to_the_developer(stack: str) -> None
         web_action(container.port),
     ):
         pass
-
-
-def test_a_model_that_still_loads_says_so_without_openwhisk(stack: str) -> None:
-    with running(start_container(stack, LIVE_APPS / "slow", LOADED_WHEN=f"/nowhere/{free_port()}")) as container:
-        answer = container.request("GET", "/model/metadata")
-        assert (answer.status, answer.header("retry-after")) == (503, "1")
-        assert json.loads(answer.body) == {"error": "The model is not loaded; the log says more."}

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import LIVE_APPS, Answer, Process, free_port, request, running, start_container, web_action
+from conftest import BASE, LIVE_APPS, Answer, Process, free_port, request, running, start_container, web_action
 
-BASE = "/api/v1/web/guest/default/rec"
 # What a hop on the way sets by itself, on either side.
 HOPS = {
     "connection",

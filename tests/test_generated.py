@@ -19,11 +19,10 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import LIVE_APPS, ROOT, Answer, Process, free_port, request, running, start_container, web_action
+from conftest import BASE, LIVE_APPS, ROOT, Answer, Process, free_port, request, running, start_container, web_action
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-BASE = "/api/v1/web/guest/default/rec"
 TOKEN = "!#$%&'*+-.^`|~" + "0123456789" + "abcdefghijklmnopqrstuvwxyz"
 FACTOR = 50 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 1
 
@@ -223,14 +222,6 @@ def test_the_client_sees_the_response_of_the_models_own_server(
     assert kinds[0] == kinds[1]
 
 
-def test_the_process_is_as_small_as_before(recorder: Process) -> None:
-    """Runs last: threads and file descriptors are those of an idle container."""
-    folder = f"/proc/{recorder.popen.pid}"
-    request(recorder.port, "GET", "/")
-    assert len(os.listdir(f"{folder}/fd")) < 20
-    assert len(os.listdir(f"{folder}/task")) < 10
-
-
 def test_schemathesis_finds_no_failure_that_the_models_own_server_does_not_have(stack: str, tmp_path: Path) -> None:
     app, port = ROOT / "examples" / "ocr", free_port()
     code = f"""import runpy, maxfw.core
@@ -253,3 +244,11 @@ runpy.run_path("app.py", run_name="__main__")"""
         done = subprocess.run([*command, url], cwd=tmp_path, capture_output=True, text=True)
         assert "Tested: 2\n" in done.stdout
         assert done.returncode == 0, done.stdout
+
+
+def test_the_process_is_as_small_as_before(recorder: Process) -> None:
+    """Runs last: threads and file descriptors are those of an idle container."""
+    folder = f"/proc/{recorder.popen.pid}"
+    request(recorder.port, "GET", "/")
+    assert len(os.listdir(f"{folder}/fd")) < 20
+    assert len(os.listdir(f"{folder}/task")) < 10

@@ -13,12 +13,11 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import pytest
-from conftest import Answer, Process, request, web_action
+from conftest import BASE, Answer, Process, request, web_action
 
 RECORDINGS = Path(__file__).parent / "recordings"
 REQUESTS = json.loads((RECORDINGS / "requests.json").read_text())["cases"]
 RESPONSES = json.loads((RECORDINGS / "responses.json").read_text())["cases"]
-BASE = "/api/v1/web/guest/default/rec"
 IS_JSON = re.compile(r"application/json$|[+]json$")
 
 
