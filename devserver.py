@@ -1,7 +1,8 @@
-"""A web action's URL on this machine: stands in for OpenWhisk's controller and invoker, in front of one container.
+"""A web action's URL on this machine: stands in for OpenWhisk's controller and invoker.
 
-Does to requests and results what a real OpenWhisk was recorded to do (tests/recordings), limits and error texts
-included. The rules behind the recordings are those of WebActions.scala in Apache OpenWhisk and of Pekko HTTP.
+Does to requests and results, in front of one container, what a real OpenWhisk was recorded to do
+(tests/recordings), limits and error texts included. The rules behind the recordings are those of
+WebActions.scala in Apache OpenWhisk and of Pekko HTTP.
 """
 
 from __future__ import annotations
@@ -22,7 +23,17 @@ from urllib.parse import quote, unquote
 
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from openwhisk import BINARY, CONTENT_TYPE, CONTROLLERS, JSON, LOOKS_BASE64, RESERVED, SPACES, TEXT, TOKEN
+from openwhisk import (
+    CONTENT_TYPE,
+    CONTROLLERS,
+    LOOKS_BASE64,
+    RESERVED,
+    SPACES,
+    TEXT,
+    TOKEN,
+    is_json,
+    is_text,
+)
 
 LIMIT = 1_048_576  # bytes of a request's body, and of a result as JSON
 BLOCKING_SECONDS = 60.0  # how long the controller keeps a client waiting
@@ -36,7 +47,8 @@ CORS_HEADERS = "Authorization, Origin, X-Requested-With, Content-Type, Accept, U
 DROPPED = CONTROLLERS - {"access-control-allow-origin"} | {"content-type"}
 BODILESS = {*range(100, 200), 204, 205, 304}
 
-# Characters that Pekko HTTP leaves as they are in a path's segment and in a query's names and values.
+# Characters that Pekko HTTP leaves as they are in a path's segment and in a query's names and
+# values.
 SEGMENT_SAFE = "!$&'()*+,;=@:"
 QUERY_SAFE = "!$'()*,@:/?"
 
@@ -65,11 +77,18 @@ class MediaType:
             raise ValueError(f"{content_type!r} is not a media type")
         self.kind = found[1].lower()
         parameters = dict(re.findall(rf'({TOKEN})=({TOKEN}|"(?:[^"\\]|\\.)*")', found[2]))
-        charsets = [parameters.pop(name).strip('"') for name in list(parameters) if name.lower() == "charset"]
+        charsets = [
+            parameters.pop(name).strip('"')
+            for name in list(parameters)
+            if name.lower() == "charset"
+        ]
         self.parameters = "".join(f"; {name}={text}" for name, text in sorted(parameters.items()))
-        self.is_json = bool(JSON.match(self.kind))
-        self.is_text = self.kind in TEXT or bool(charsets) and not BINARY.match(self.kind)
-        fixed = self.is_json or self.kind in ("application/x-www-form-urlencoded", "text/event-stream")
+        self.is_json = is_json(self.kind)
+        self.is_text = is_text(self.kind, "".join(charsets))
+        fixed = self.is_json or self.kind in (
+            "application/x-www-form-urlencoded",
+            "text/event-stream",
+        )
         self.open_charset = self.is_text and not (fixed and self.kind in TEXT)
         self.charset = self.canonical(charsets[-1]) if charsets and self.open_charset else ""
 
@@ -86,7 +105,12 @@ class RefusedError(Exception):
     """The controller answers by itself, with a JSON body that holds this sentence."""
 
     def __init__(
-        self, status: int, sentence: str, *, headers: Iterable[tuple[str, str]] = (), pretty: bool = True
+        self,
+        status: int,
+        sentence: str,
+        *,
+        headers: Iterable[tuple[str, str]] = (),
+        pretty: bool = True,
     ) -> None:
         super().__init__(sentence)
         self.status, self.sentence, self.headers, self.pretty = status, sentence, headers, pretty
@@ -100,9 +124,15 @@ class Handler(WSGIRequestHandler):
     """Hands the request over as it came: the whole target, and each header by itself."""
 
     def make_environ(self) -> dict[str, Any]:
-        return {**super().make_environ(), "devserver.target": self.path, "devserver.headers": self.headers.items()}
+        return {
+            **super().make_environ(),
+            "devserver.target": self.path,
+            "devserver.headers": self.headers.items(),
+        }
 
-    def connection_dropped(self, error: BaseException, environ: dict[str, Any] | None = None) -> None:
+    def connection_dropped(
+        self, error: BaseException, environ: dict[str, Any] | None = None
+    ) -> None:
         self.close_connection = True
 
     def log(self, type: str, message: str, *args: Any) -> None:
@@ -112,10 +142,21 @@ class Handler(WSGIRequestHandler):
 class WebAction:
     """The WSGI app behind the URL: a request becomes a message, a result becomes the response."""
 
-    def __init__(self, container: str, *, raw: bool, namespace: str, package: str, action: str, timeout: float) -> None:
+    def __init__(
+        self,
+        container: str,
+        *,
+        raw: bool,
+        namespace: str,
+        package: str,
+        action: str,
+        timeout: float,
+    ) -> None:
         address = re.fullmatch("http://([^/:@]+)(?::([0-9]{1,5}))?/?", container)
         if not address:
-            raise ValueError(f"{container!r} is not the URL of a container, like http://127.0.0.1:8080.")
+            raise ValueError(
+                f"{container!r} is not the URL of a container, like http://127.0.0.1:8080."
+            )
         self.address = address[1], int(address[2] or 80)
         self.container, self.raw, self.timeout = container, raw, timeout
         self.path = f"/api/v1/web/{namespace}/{package}/{action}"
@@ -123,7 +164,8 @@ class WebAction:
         self.namespace = namespace
 
     def init(self) -> None:
-        """POST /init, again and again until the container listens. Raises ConnectionError with a sentence."""
+        """POST /init, again and again until the container listens. Raises ConnectionError with a
+        sentence."""
         env = {"__OW_" + name.upper(): text for name, text in self.activation().items()} | {
             "__OW_API_HOST": "127.0.0.1"
         }
@@ -134,9 +176,14 @@ class WebAction:
             try:
                 status, _, data = self.post("/init", {"value": value}, max(left, RETRY_SECONDS))
                 break
-            except (ConnectionRefusedError, ConnectionResetError):  # a published port of Docker's resets at first
+            except (
+                ConnectionRefusedError,
+                ConnectionResetError,
+            ):  # a published port of Docker's resets at first
                 if left <= 0:
-                    raise ConnectionError(f"No container listens at {self.container}: start it first.") from None
+                    raise ConnectionError(
+                        f"No container listens at {self.container}: start it first."
+                    ) from None
                 time.sleep(RETRY_SECONDS)
             except OSError as error:
                 raise ConnectionError(
@@ -144,7 +191,8 @@ class WebAction:
                 ) from None
         if status != 200:
             raise ConnectionError(
-                f"The container at {self.container} failed to initialize: {data.decode(errors='replace')}"
+                f"The container at {self.container} failed to initialize: "
+                + data.decode(errors="replace")
             )
 
     def activation(self) -> dict[str, str]:
@@ -158,12 +206,19 @@ class WebAction:
         }
 
     def post(self, path: str, message: dict[str, Any], seconds: float) -> tuple[int, bool, bytes]:
-        """Status, whether there was a Content-Length, and body. Raises OSError, and TimeoutError after the seconds."""
+        """Status, whether there was a Content-Length, and body. Raises OSError, and TimeoutError
+        after the seconds."""
         connection = http.client.HTTPConnection(*self.address, timeout=seconds)
         try:
-            connection.request("POST", path, json.dumps(message), {"Content-Type": "application/json"})
+            connection.request(
+                "POST", path, json.dumps(message), {"Content-Type": "application/json"}
+            )
             response = connection.getresponse()
-            return response.status, response.getheader("Content-Length") is not None, response.read()
+            return (
+                response.status,
+                response.getheader("Content-Length") is not None,
+                response.read(),
+            )
         except http.client.RemoteDisconnected:
             raise
         except http.client.HTTPException as error:
@@ -171,7 +226,9 @@ class WebAction:
         finally:
             connection.close()
 
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def __call__(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
         transaction_id = uuid.uuid4().hex
         try:
             status, headers, body = self.respond(environ)
@@ -201,7 +258,11 @@ class WebAction:
         """What the controller does from a request to its response."""
         method = environ["REQUEST_METHOD"]
         if method not in METHODS:
-            raise RefusedError(405, f"HTTP method not allowed, supported methods: {', '.join(METHODS)}", pretty=False)
+            raise RefusedError(
+                405,
+                f"HTTP method not allowed, supported methods: {', '.join(METHODS)}",
+                pretty=False,
+            )
         path, _, query = environ["devserver.target"].partition("?")
         extension, rest = self.match(collapse_dots(path))
         body = (
@@ -212,7 +273,13 @@ class WebAction:
         if len(body) > LIMIT:
             raise RefusedError(413, f"Request larger than allowed: {len(body)} > {LIMIT} bytes.")
         headers = {name.lower(): decode_header(text) for name, text in environ["devserver.headers"]}
-        cors = [*CORS, ("Access-Control-Allow-Headers", headers.get("access-control-request-headers", CORS_HEADERS))]
+        cors = [
+            *CORS,
+            (
+                "Access-Control-Allow-Headers",
+                headers.get("access-control-request-headers", CORS_HEADERS),
+            ),
+        ]
         if method == "OPTIONS":
             return 200, cors, b""
         value = self.value(method, headers, rest, query, body)
@@ -226,14 +293,21 @@ class WebAction:
         return status, cors + headers_, body_
 
     def match(self, path: str) -> tuple[str, str]:
-        """The extension and the rest of the path behind the web action's URL; raises RefusedError for other URLs."""
+        """The extension and the rest of the path behind the web action's URL; raises RefusedError
+        for other URLs."""
         for extension in ("", *EXTENSIONS):
-            if unquote(path) == self.path + extension or unquote(path).startswith(self.path + extension + "/"):
+            if unquote(path) == self.path + extension or unquote(path).startswith(
+                self.path + extension + "/"
+            ):
                 segments = path.split("/")[len(self.path.split("/")) :]
-                return extension or ".http", "".join("/" + quote(unquote(part), safe=SEGMENT_SAFE) for part in segments)
+                return extension or ".http", "".join(
+                    "/" + quote(unquote(part), safe=SEGMENT_SAFE) for part in segments
+                )
         raise RefusedError(404, "The requested resource does not exist.")
 
-    def value(self, method: str, headers: dict[str, str], path: str, query: str, body: bytes) -> dict[str, Any]:
+    def value(
+        self, method: str, headers: dict[str, str], path: str, query: str, body: bytes
+    ) -> dict[str, Any]:
         """The `value` of the message, as in tests/recordings/requests.json; raises RefusedError."""
         for name in ("content-length", "transfer-encoding"):
             headers.pop(name, None)
@@ -244,7 +318,11 @@ class WebAction:
             except ValueError:
                 media = MediaType("application/octet-stream")
             headers["content-type"] = str(media)
-        value: dict[str, Any] = {"__ow_method": method.lower(), "__ow_headers": headers, "__ow_path": path}
+        value: dict[str, Any] = {
+            "__ow_method": method.lower(),
+            "__ow_headers": headers,
+            "__ow_path": path,
+        }
         pairs = parse_query(query)
         if self.raw:
             value["__ow_query"] = render_query(pairs)
@@ -253,7 +331,9 @@ class WebAction:
         parameters: dict[str, Any] = {name: text or "" for name, text in pairs}
         form = media is not None and media.kind == "application/x-www-form-urlencoded"
         if form:
-            parameters.update((name, text or "") for name, text in parse_query(body.decode(errors="replace")))
+            parameters.update(
+                (name, text or "") for name, text in parse_query(body.decode(errors="replace"))
+            )
         elif media and media.is_json:
             content = parse_json(body) if body else {}
             parameters.update(content if isinstance(content, dict) else {})
@@ -261,11 +341,14 @@ class WebAction:
         elif media:
             value["__ow_body"] = carried(media, body)
         if RESERVED & set(parameters):
-            raise RefusedError(400, "Request defines parameters that are not allowed (e.g., reserved properties).")
+            raise RefusedError(
+                400, "Request defines parameters that are not allowed (e.g., reserved properties)."
+            )
         return {**value, **parameters}
 
     def invoke(self, message: dict[str, Any]) -> Any:
-        """What the invoker does: POST /run, again while nothing answers. Returns the result; raises RefusedError."""
+        """What the invoker does: POST /run, again while nothing answers. Returns the result; raises
+        RefusedError."""
         started = time.monotonic()
         while True:
             left = started + min(self.timeout, BLOCKING_SECONDS) - time.monotonic()
@@ -280,8 +363,8 @@ class WebAction:
                 else:
                     raise RefusedError(202, "Response not yet ready.") from None
         if len(data) > LIMIT:
-            length = f"{len(data)} > {LIMIT} bytes"
-            return {"error": f"The action produced a response that exceeded the allowed length: {length}."}
+            sentence = "The action produced a response that exceeded the allowed length: "
+            return {"error": f"{sentence}{len(data)} > {LIMIT} bytes."}
         try:
             result = json.loads(data, parse_constant=int) if status == 200 and sized else None
         except ValueError:
@@ -309,7 +392,8 @@ def collapse_dots(path: str) -> str:
 
 
 def decode_header(text: str) -> str:
-    """A header's value, which is UTF-8; raises ConnectionError for other bytes, as the controller hangs up on them."""
+    """A header's value, which is UTF-8; raises ConnectionError for other bytes, as the controller
+    hangs up on them."""
     try:
         return text.encode("latin-1").decode()
     except UnicodeError:
@@ -317,7 +401,8 @@ def decode_header(text: str) -> str:
 
 
 def parse_query(query: str) -> list[tuple[str, str | None]]:
-    """Names and values, None for a name without =; raises RefusedError for a broken percent-encoding."""
+    """Names and values, None for a name without =; raises RefusedError for a broken
+    percent-encoding."""
     if re.search("%(?![0-9A-Fa-f]{2})", query):
         raise RefusedError(400, "Illegal query: Invalid input, expected HEXDIG", pretty=False)
     pairs = [part.partition("=") for part in query.split("&")] if query else []
@@ -332,7 +417,9 @@ def render_query(pairs: list[tuple[str, str | None]]) -> str:
     def encode(text: str) -> str:
         return quote(text, safe=QUERY_SAFE + " ").replace(" ", "+")
 
-    return "&".join(encode(name) + ("" if text is None else "=" + encode(text)) for name, text in pairs)
+    return "&".join(
+        encode(name) + ("" if text is None else "=" + encode(text)) for name, text in pairs
+    )
 
 
 def carried(media: MediaType, body: bytes) -> str:
@@ -343,7 +430,8 @@ def carried(media: MediaType, body: bytes) -> str:
 
 
 def parse_json(data: bytes) -> Any:
-    """Raises RefusedError with spray-json's words for what is malformed; its positions count bytes."""
+    """Raises RefusedError with spray-json's words for what is malformed; its positions count
+    bytes."""
     text = data.decode("latin-1")
     try:
         json.loads(text, parse_constant=int)
@@ -351,7 +439,10 @@ def parse_json(data: bytes) -> Any:
     except json.JSONDecodeError as error:
         position, message = error.pos, error.msg
     except ValueError:  # NaN and the like
-        position, message = next(found.start() for found in re.finditer("-?(NaN|Infinity)", text)), "Expecting value"
+        position, message = (
+            next(found.start() for found in re.finditer("-?(NaN|Infinity)", text)),
+            "Expecting value",
+        )
     except RecursionError:  # pragma: no cover, where coverage loses sight
         raise RefusedError(
             400, "The request content was malformed:\nJSON input nested too deeply", pretty=False
@@ -382,7 +473,12 @@ def parse_json(data: bytes) -> Any:
     )
     start, line = text.rfind("\n", 0, position) + 1, text.count("\n", 0, position) + 1
     shown = "".join(
-        map(printable, re.findall(b"[\xc0-\xdf].?|[\xe0-\xef].{0,2}|[\xf0-\xf7].{0,3}|.", data[start:].split(b"\n")[0]))
+        map(
+            printable,
+            re.findall(
+                b"[\xc0-\xdf].?|[\xe0-\xef].{0,2}|[\xf0-\xf7].{0,3}|.", data[start:].split(b"\n")[0]
+            ),
+        )
     )
     column = position - start + 1
     raise RefusedError(
@@ -406,7 +502,8 @@ def pretty(value: Any, indent: int = 0) -> str:
     """JSON as spray-json prints it: members on lines of their own, arrays on one."""
     if isinstance(value, dict):
         inner = ",\n".join(
-            f"{' ' * (indent + 2)}{json.dumps(name)}: {pretty(value[name], indent + 2)}" for name in sorted(value)
+            f"{' ' * (indent + 2)}{json.dumps(name)}: {pretty(value[name], indent + 2)}"
+            for name in sorted(value)
         )
         return "{\n" + inner + "\n" + " " * indent + "}"
     if isinstance(value, list):
@@ -432,12 +529,20 @@ def result_as_http(result: Any) -> Reply:
     if not all(re.fullmatch(TOKEN, name) for name, _ in headers):
         raise ConnectionResetError
     content_types = [text for name, text in headers if name.lower() == "content-type"]
-    headers = [pair for pair in headers if pair[0].lower() not in DROPPED and not set("\r\n") & set(pair[1])]
+    headers = [
+        pair
+        for pair in headers
+        if pair[0].lower() not in DROPPED and not set("\r\n") & set(pair[1])
+    ]
     if body is None or body == "":
         return status, headers, b""
     try:
         media = MediaType(
-            content_types[0] if content_types else "text/html" if isinstance(body, str) else "application/json"
+            content_types[0]
+            if content_types
+            else "text/html"
+            if isinstance(body, str)
+            else "application/json"
         )
     except ValueError:
         raise RefusedError(400, "Response did not specify a known content-type.") from None
@@ -499,19 +604,33 @@ EXTENSIONS: dict[str, Callable[[Any], Reply]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "container", metavar="CONTAINER_URL", help="where openwhisk.py listens, like http://127.0.0.1:8080"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--port", type=int, default=3233, help="of this server (default: %(default)s)")
     parser.add_argument(
-        "--web", choices=("raw", "true"), default="raw", help="as of 'wsk action update' (default: %(default)s)"
+        "container",
+        metavar="CONTAINER_URL",
+        help="where openwhisk.py listens, like http://127.0.0.1:8080",
+    )
+    parser.add_argument(
+        "--port", type=int, default=3233, help="of this server (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--web",
+        choices=("raw", "true"),
+        default="raw",
+        help="as of 'wsk action update' (default: %(default)s)",
     )
     parser.add_argument("--namespace", default="guest", help="(default: %(default)s)")
     parser.add_argument("--package", default="default", help="(default: %(default)s)")
-    parser.add_argument("--action", default="max-ocr", help="the action's name (default: %(default)s)")
     parser.add_argument(
-        "--timeout", type=float, default=60, help="the action's time limit in seconds (default: %(default)s)"
+        "--action", default="max-ocr", help="the action's name (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=60,
+        help="the action's time limit in seconds (default: %(default)s)",
     )
     arguments = parser.parse_args()
     if not 0 < arguments.port < 65536:
@@ -525,7 +644,9 @@ def main() -> None:
             action=arguments.action,
             timeout=arguments.timeout,
         )
-        server = make_server("127.0.0.1", arguments.port, action, threaded=True, request_handler=Handler)
+        server = make_server(
+            "127.0.0.1", arguments.port, action, threaded=True, request_handler=Handler
+        )
         action.init()
     except (OSError, OverflowError, ValueError) as error:
         sys.exit(str(error))

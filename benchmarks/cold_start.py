@@ -1,8 +1,10 @@
-"""From nothing to the first prediction, and the memory after it: the model's own server and openwhisk.py, in turn.
+"""From nothing to the first prediction, and the memory after it: the model's own server and
+openwhisk.py, in turn.
 
     python benchmarks/cold_start.py [--python PYTHON_OF_THE_MODEL] [--image IMAGE] [--rounds N]
 
-Starts processes of the example model (examples/ocr; PYTHON_OF_THE_MODEL has its requirements installed) or, with
+Starts processes of the example model (examples/ocr; PYTHON_OF_THE_MODEL has its requirements
+installed) or, with
 --image, containers of an image that build.sh made, with the model's own server and with the proxy.
 """
 
@@ -24,7 +26,9 @@ from pathlib import Path
 from latency import ROOT, free_port, message, multipart, table
 
 KIND = "multipart/form-data; boundary=B0UND"
-PICTURE = multipart(0).replace(b"\r\n\r\n\r\n", b"\r\n\r\n" + (ROOT / "assets" / "receipt.png").read_bytes() + b"\r\n")
+PICTURE = multipart(0).replace(
+    b"\r\n\r\n\r\n", b"\r\n\r\n" + (ROOT / "assets" / "receipt.png").read_bytes() + b"\r\n"
+)
 INIT = json.dumps({"value": {}}).encode()
 
 
@@ -47,7 +51,9 @@ def ask(port: int, path: str, body: bytes, content_type: str) -> bytes:
 def first_prediction(port: int, proxied: bool) -> None:
     if proxied:
         ask(port, "/init", INIT, "application/json")
-        data = ask(port, "/run", message("POST", "/model/predict", PICTURE, KIND), "application/json")
+        data = ask(
+            port, "/run", message("POST", "/model/predict", PICTURE, KIND), "application/json"
+        )
     else:
         data = ask(port, "/model/predict", PICTURE, KIND)
     if b"SERVERLESS" not in data:
@@ -65,7 +71,10 @@ runpy.run_path("app.py", run_name="__main__")
 @contextlib.contextmanager
 def process(python: str, port: int, proxied: bool) -> Iterator[int]:
     """Gives the process's id."""
-    command = [python, *([str(ROOT / "openwhisk.py")] if proxied else ["-c", OWN_SERVER.format(port=port)])]
+    command = [
+        python,
+        *([str(ROOT / "openwhisk.py")] if proxied else ["-c", OWN_SERVER.format(port=port)]),
+    ]
     popen = subprocess.Popen(
         command,
         cwd=ROOT / "examples" / "ocr",
@@ -102,7 +111,9 @@ def resident(pid: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--image", help="with Docker")
     parser.add_argument("--rounds", type=int, default=7, help="(default: %(default)s)")
@@ -123,11 +134,16 @@ def main() -> None:
                 seconds[proxied].append(time.perf_counter() - started)
                 memory[proxied].append(resident(pid))
     rows = []
-    for what, measured, form in (("first prediction, s", seconds, "{:.3f}"), ("resident, MB", memory, "{:.1f}")):
+    for what, measured, form in (
+        ("first prediction, s", seconds, "{:.3f}"),
+        ("resident, MB", memory, "{:.1f}"),
+    ):
         own, web = (
             statistics.median(measured[proxied][1:]) for proxied in (False, True)
         )  # the first round warms the disk
-        rows.append([what, form.format(own), form.format(web), form.format(web - own), f"{web / own:.3f}"])
+        rows.append(
+            [what, form.format(own), form.format(web), form.format(web - own), f"{web / own:.3f}"]
+        )
     print(table(["medians", "own server", "openwhisk.py", "difference", "ratio"], rows))
 
 

@@ -1,10 +1,10 @@
-"""The proxy's share of a request: a model behind its own server and behind openwhisk.py, request by request in turn.
+"""The proxy's share of a request: a model behind its own server and behind openwhisk.py, in turn.
 
-    python benchmarks/latency.py [--python PYTHON_OF_THE_MODEL …] [--requests N] [--plot assets/latency.svg]
+    python benchmarks/latency.py [--python PYTHON …] [--requests N] [--plot assets/latency.svg]
 
-PYTHON_OF_THE_MODEL needs maxfw (default: this one), --plot matplotlib. The model is tests/live_apps/max_app; OpenWhisk
-makes the message on another machine, so it is made beforehand here. Prints two tables: latency and the steps of one
-activation.
+PYTHON is the model's, with maxfw (default: this one); --plot needs matplotlib. The model is
+tests/live_apps/max_app; OpenWhisk makes the message on another machine, so it is made beforehand
+here. Prints two tables: latency, and the steps of one activation.
 """
 
 from __future__ import annotations
@@ -31,18 +31,27 @@ Send = Callable[[], float]
 
 
 def multipart(size: int) -> bytes:
-    head = (
-        b'--B0UND\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
-    )
+    head = b'--B0UND\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
     return head + os.urandom(size) + b"\r\n--B0UND--\r\n"
 
 
 def message(method: str, path: str, body: bytes = b"", content_type: str = "") -> bytes:
     """POST /run's, as OpenWhisk sends it for --web raw."""
-    headers = {"content-type": content_type, "host": "localhost"} if content_type else {"host": "localhost"}
-    value = {"__ow_method": method.lower(), "__ow_query": "", "__ow_body": base64.b64encode(body).decode()}
+    headers = (
+        {"content-type": content_type, "host": "localhost"}
+        if content_type
+        else {"host": "localhost"}
+    )
+    value = {
+        "__ow_method": method.lower(),
+        "__ow_query": "",
+        "__ow_body": base64.b64encode(body).decode(),
+    }
     return json.dumps(
-        {"action_name": "/guest/max", "value": {**value, "__ow_headers": headers, "__ow_path": path}}
+        {
+            "action_name": "/guest/max",
+            "value": {**value, "__ow_headers": headers, "__ow_path": path},
+        }
     ).encode()
 
 
@@ -102,7 +111,8 @@ def in_turn(count: int, *sends: Send) -> list[list[float]]:
 
 
 def throughput(send: Send, clients: int, count: int) -> float:
-    """Requests a second of so many clients at once; processes, as threads would wait for each other."""
+    """Requests a second of so many clients at once; processes, as threads would wait for each
+    other."""
     fork = multiprocessing.get_context("fork")
     barrier = fork.Barrier(clients + 1)
 
@@ -131,18 +141,30 @@ def measure(python: str, count: int) -> list[list[str]]:
         server(python, "app.py", "--port", str(own_port), port=own_port),
         server(python, str(ROOT / "openwhisk.py"), port=run_port),
     ):
-        cases = [(f"{name} in", "POST", "/model/predict", multipart(size), kind) for name, size in SIZES.items()]
+        cases = [
+            (f"{name} in", "POST", "/model/predict", multipart(size), kind)
+            for name, size in SIZES.items()
+        ]
         cases += [
-            (f"{name} out", "GET", f"/bytes/{size}", b"", "") for name, size in (("1 kB", 1_024), ("750 kB", 750_080))
+            (f"{name} out", "GET", f"/bytes/{size}", b"", "")
+            for name, size in (("1 kB", 1_024), ("750 kB", 750_080))
         ]
         for name, method, path, body, content_type in cases:
             own = sender(own_port, method, path, body, content_type)
-            run = sender(run_port, "POST", "/run", message(method, path, body, content_type), "application/json")
+            run = sender(
+                run_port,
+                "POST",
+                "/run",
+                message(method, path, body, content_type),
+                "application/json",
+            )
             repeats = max(20, count // (5 if "MB" in name else 1))
             own_seconds, run_seconds = in_turn(repeats, own, run)
             pairs = [(throughput(own, 8, repeats), throughput(run, 8, repeats)) for _ in range(3)]
             medians = statistics.median(own_seconds), statistics.median(run_seconds)
-            tails = [statistics.quantiles(seconds, n=20)[-1] for seconds in (own_seconds, run_seconds)]
+            tails = [
+                statistics.quantiles(seconds, n=20)[-1] for seconds in (own_seconds, run_seconds)
+            ]
             figures = [f"{1000 * seconds:.2f}" for seconds in (*medians, *tails)]
             ratio = statistics.median(run / own for own, run in pairs)
             rows.append([name, *figures, f"{medians[1] / medians[0]:.2f}", f"{ratio:.2f}"])
@@ -154,13 +176,15 @@ import cProfile, io, json, os, pstats, sys, threading
 sys.path[:0] = [{root!r}]
 import openwhisk
 data = sys.stdin.buffer.read()
-proxy = openwhisk.Proxy("/model/predict", 0, [openwhisk.Log(2), openwhisk.Log(2)])
+logs = [openwhisk.Log(2), openwhisk.Log(2)]
+model = openwhisk.Model(0, logs)
+proxy = openwhisk.Proxy(model, "/model/predict", 0, logs)
 def run():
     environ = dict(REQUEST_METHOD="POST", PATH_INFO="/run", CONTENT_LENGTH=str(len(data)))
     environ["wsgi.input"] = io.BytesIO(data)
     return b"".join(proxy(environ, lambda *_: None))
 def measure():
-    proxy.loaded.wait()
+    model.loaded.wait()
     run()
     profile = cProfile.Profile()
     profile.runcall(lambda: [run() for _ in range({count})])
@@ -173,7 +197,7 @@ def measure():
     print(json.dumps(dict(steps, all=spent("answer"))), flush=True)
     os._exit(0)
 threading.Thread(target=measure).start()
-proxy.load("")
+model.load("", lambda: None)
 """
 
 
@@ -181,7 +205,9 @@ def steps(python: str, size: int, count: int) -> dict[str, float]:
     """Milliseconds of each step of an activation, from a profiler in the container's process."""
     data = message("POST", "/model/predict", multipart(size), "multipart/form-data; boundary=B0UND")
     code = STEPS.format(root=str(ROOT), count=count)
-    done = subprocess.run([python, "-c", code], cwd=APP, input=data, check=True, capture_output=True)
+    done = subprocess.run(
+        [python, "-c", code], cwd=APP, input=data, check=True, capture_output=True
+    )
     return {name: 1000 * seconds / count for name, seconds in json.loads(done.stdout).items()}
 
 
@@ -197,25 +223,37 @@ def plot(path: str, measured: dict[str, list[list[str]]]) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "latency"
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(measured), figsize=(4 * len(measured), 3.2), sharey=True, squeeze=False)
+    figure, panels = pyplot.subplots(
+        1, len(measured), figsize=(4 * len(measured), 3.2), sharey=True, squeeze=False
+    )
     for panel, (title, rows) in zip(panels[0], measured.items()):
         for place, (_, own, web, _, _, ratio, _) in enumerate(rows):
             panel.barh(place - 0.2, float(own), 0.4, color="#9aa5b1", label="own server")
             panel.barh(place + 0.2, float(web), 0.4, color="#d6336c", label="web action")
             panel.text(float(web) * 1.1, place + 0.2, f"× {ratio}", va="center", fontsize=8)
-        panel.set(title=title, xscale="log", xlabel="median, ms", xlim=(0.5, 400), yticks=range(len(rows)))
+        panel.set(
+            title=title, xscale="log", xlabel="median, ms", xlim=(0.5, 400), yticks=range(len(rows))
+        )
         panel.set_yticklabels([row[0] for row in rows])
         panel.spines[["top", "right"]].set_visible(False)
     panels[0][0].invert_yaxis()
-    figure.legend(*(some[:2] for some in panels[0][0].get_legend_handles_labels()), loc="upper right", frameon=False)
+    figure.legend(
+        *(some[:2] for some in panels[0][0].get_legend_handles_labels()),
+        loc="upper right",
+        frameon=False,
+    )
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--python", default=[sys.executable], nargs="+")
-    parser.add_argument("--requests", type=int, default=200, help="of each size (default: %(default)s)")
+    parser.add_argument(
+        "--requests", type=int, default=200, help="of each size (default: %(default)s)"
+    )
     parser.add_argument("--plot", help="an SVG file to write")
     arguments = parser.parse_args()
     if arguments.plot:
@@ -225,7 +263,9 @@ def main() -> None:
     names = ["json", "base64", "environ", "app", "result", "all"]
     measured = {}
     for python in arguments.python:
-        title = subprocess.run([python, "-V"], check=True, capture_output=True, text=True).stdout.strip()
+        title = subprocess.run(
+            [python, "-V"], check=True, capture_output=True, text=True
+        ).stdout.strip()
         measured[title] = measure(python, arguments.requests)
         print(f"{title}\n\n{table(heads, measured[title])}\n")
         spent = {name: steps(python, size, 20) for name, size in SIZES.items()}

@@ -1,4 +1,5 @@
-"""Many activations of mixed sizes from 8 clients: none lost, none mixed up, and the process stays as it was.
+"""Many activations of mixed sizes from 8 clients: none lost, none mixed up, and the process stays
+as it was.
 
 python benchmarks/soak.py [--python PYTHON_OF_THE_MODEL] [--activations N]
 """
@@ -22,8 +23,14 @@ from latency import ROOT, free_port, server
 
 def activation(port: int, number: int) -> None:
     """Raises RuntimeError unless the answer is to this request."""
-    body = random.Random(number).randbytes(random.Random(-number).choice((10, 1_000, 30_000, 100_000)))
-    value = {"__ow_method": "post", "__ow_path": f"/seen/{number}", "__ow_query": f"number={number}"}
+    body = random.Random(number).randbytes(
+        random.Random(-number).choice((10, 1_000, 30_000, 100_000))
+    )
+    value = {
+        "__ow_method": "post",
+        "__ow_path": f"/seen/{number}",
+        "__ow_query": f"number={number}",
+    }
     value["__ow_body"] = base64.b64encode(body).decode()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("POST", "/run", json.dumps({"value": value, "activation_id": str(number)}))
@@ -44,11 +51,15 @@ def state(pid: int) -> tuple[int, int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--activations", type=int, default=50_000, help="(default: %(default)s)")
     arguments = parser.parse_args()
-    os.environ["MALLOC_ARENA_MAX"] = "1"  # else glibc's arenas, one a thread, come in steps that hide a leak
+    os.environ["MALLOC_ARENA_MAX"] = (
+        "1"  # else glibc's arenas, one a thread, come in steps that hide a leak
+    )
     port, states = free_port(), []
     with (
         server(arguments.python, str(ROOT / "openwhisk.py"), port=port) as pid,
@@ -56,7 +67,9 @@ def main() -> None:
     ):
         tenth = arguments.activations // 10
         for part in range(10):
-            for future in [pool.submit(activation, port, part * tenth + number) for number in range(tenth)]:
+            for future in [
+                pool.submit(activation, port, part * tenth + number) for number in range(tenth)
+            ]:
                 future.result()
             states.append(state(pid))
             print(

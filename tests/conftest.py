@@ -1,4 +1,8 @@
-"""Live processes: the container (openwhisk.py with an app), the app's own server, and devserver.py before it."""
+"""What the tests share: live processes, requests over sockets, the web actions in front of them.
+
+Every app is a real process, on each Python that --stack names. Its web action is served by
+devserver.py in this process or, with --openwhisk, by a real OpenWhisk.
+"""
 
 from __future__ import annotations
 
@@ -10,42 +14,126 @@ import queue
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.parse
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from werkzeug.serving import make_server
 
 ROOT = Path(__file__).parent.parent
 LIVE_APPS = Path(__file__).parent / "live_apps"
-BASE = "/api/v1/web/guest/default/rec"  # the path of web_action's URL
+BASE = "/api/v1/web/guest/default/rec"  # the path of a web action's URL behind devserver.py
 SENTINEL = "XXX_THE_END_OF_A_WHISK_ACTIVATION_XXX"
+MARK = "OPENWHISK_TEST_RUN"  # in the environment of all processes that a run starts
+# As in MAX images, whose old Pythons then take stdout to be ASCII.
+FLASK = {"SECRET": "secret", "LC_ALL": "C"}
 sys.path.insert(0, str(ROOT))
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background would have it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 
 import devserver  # noqa: E402
 
+quick = hypothesis.settings(
+    max_examples=100,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+hypothesis.settings.register_profile("quick", quick)
+hypothesis.settings.register_profile("thorough", quick, max_examples=2000)
+hypothesis.settings.load_profile("quick")
+
+
+# ---- The run: its options, its stacks, what it leaves behind -------------------------------------
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--stack", default=sys.executable, help="the Python that runs the containers (default: this one)")
-    parser.addoption("--screenshot", help="where test_demo.py puts its picture of the browser")
+    add = parser.addoption
+    add("--stack", action="append", help="a Python that runs the apps; may be repeated")
+    add("--screenshot", help="where test_demo.py puts its picture of the browser")
+    add("--openwhisk", metavar="URL", help="a real OpenWhisk, like http://127.0.0.1:3233")
+    add("--wsk", default="wsk", help="its command line (default: %(default)s)")
+    add("--registry", default="localhost:5000/me", help="for the images (default: %(default)s)")
+    add("--base-image", help="with Python and a stack, for --openwhisk")
 
 
-@pytest.fixture(scope="session")
-def stack(request: pytest.FixtureRequest) -> str:
-    return str(request.config.getoption("--stack"))
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault(MARK, uuid.uuid4().hex)
+    config.addinivalue_line("markers", "openwhisk: runs against a real OpenWhisk, too")
+    if config.getoption("--openwhisk") and not config.getoption("--base-image"):
+        raise pytest.UsageError("--openwhisk needs --base-image: an image with Python and a stack.")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "stack" in metafunc.fixturenames:
+        stacks = metafunc.config.getoption("--stack") or [sys.executable]
+        names = [Path(python).parent.parent.name.lstrip(".") for python in stacks]
+        metafunc.parametrize("stack", stacks, ids=names, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--openwhisk"):
+        for item in items:
+            if not item.get_closest_marker("openwhisk"):
+                item.add_marker(pytest.mark.skip(reason="asks nothing of OpenWhisk itself"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fails on any process that is left, and ends it."""
+    if hasattr(session.config, "workerinput"):
+        return
+    for pid in left_running():
+        command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+        print(f"\nThis run left a process behind, which is killed now: {pid} {command}")
+        os.kill(pid, signal.SIGKILL)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def left_running() -> list[int]:
+    """The processes that this run has started, of all its workers."""
+    mark, found = f"{MARK}={os.environ[MARK]}".encode(), []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def needs(*programs: str) -> None:
+    """Skips the test where one of the programs is not installed; in CI that fails."""
+    packages = {"docker": "docker.io", "dockerd": "docker.io"}
+    missing = [packages.get(name, name) for name in programs if not which(name)]
+    if missing:
+        reason = f"needs {', '.join(missing)}: apt-get install {' '.join(missing)}"
+        assert not os.environ.get("CI"), reason
+        pytest.skip(reason)
+
+
+def which(program: str) -> str | None:
+    found = subprocess.run(["sh", "-c", f"command -v {program}"], capture_output=True, text=True)
+    return found.stdout.strip() or None
 
 
 def documented(command: str) -> str:
     """What the README shows that the command prints."""
-    blocks = re.findall(r"^```console\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    shown = dict(part.split("\n", 1) for block in blocks for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:])
-    return shown[command]
+    readme = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"^```console\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    parts = [part for block in blocks for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
+    return dict(part.split("\n", 1) for part in parts)[command]
+
+
+# ---- Processes -----------------------------------------------------------------------------------
 
 
 def free_port() -> int:
@@ -54,16 +142,32 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def wait_for_port(port: int, seconds: float = 60, process: Process | None = None) -> None:
+    """Until something listens there; fails if the process ends before."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except ConnectionRefusedError:
+            ended = process and process.popen.poll() is not None
+            assert not ended, f"the program ended: {process and process.rest(process.err)}"
+            assert time.monotonic() < deadline, f"nothing listens on port {port}"
+            time.sleep(0.02)
+
+
 class Process:
     """A program under test; its output arrives line by line, and `until` waits for a line."""
 
-    def __init__(self, *command: str, cwd: Path, port: int = 0, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *command: str, cwd: Path, port: int = 0, env: dict[str, str] | None = None
+    ) -> None:
         self.port = port
-        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0", **(env or {})}
+        fixed = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
         self.popen = subprocess.Popen(
             command,
             cwd=cwd,
-            env=environment,
+            env={**os.environ, **fixed, **(env or {})},
             text=True,
             errors="replace",
             stdout=subprocess.PIPE,
@@ -95,15 +199,8 @@ class Process:
         return "".join(iter(lambda: lines.get(timeout=60), ""))
 
     def wait_ready(self, seconds: float = 60) -> Process:
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return self
-            except ConnectionRefusedError:
-                assert self.popen.poll() is None, f"the program ended: {self.rest(self.err)}"
-                assert time.monotonic() < deadline, "the program does not listen"
-                time.sleep(0.02)
+        wait_for_port(self.port, seconds, self)
+        return self
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         if self.popen.poll() is None:
@@ -129,6 +226,7 @@ class Process:
         body = message if isinstance(message, bytes) else json.dumps(message).encode()
         answer = self.request("POST", path, body, {"Content-Type": "application/json"}, seconds)
         assert answer.header("content-length") == str(len(answer.body))
+        assert answer.header("content-type") == "application/json"
         assert isinstance(answer.json, dict)
         return answer
 
@@ -140,11 +238,68 @@ class Process:
         return result
 
 
+@contextlib.contextmanager
+def running(process: Process) -> Iterator[Process]:
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
+def start_container(stack: str, app: Path, **env: str) -> Process:
+    """openwhisk.py with the app, as in a container, and ready to be asked."""
+    port = free_port()
+    env = {"PORT": str(port), **env}
+    return Process(stack, str(ROOT / "openwhisk.py"), cwd=app, port=port, env=env).wait_ready()
+
+
+@pytest.fixture(scope="session")
+def recorder(stack: str) -> Iterator[Process]:
+    with running(start_container(stack, LIVE_APPS / "recorder", WSGI_APP="app:app")) as process:
+        assert process.post("/init", {"value": {}}).json == {"ok": True}
+        yield process
+
+
+@pytest.fixture
+def flask_app(stack: str) -> Iterator[Process]:
+    with running(start_container(stack, LIVE_APPS / "flask_app", **FLASK)) as process:
+        process.post("/init", {"value": {}})
+        yield process
+
+
+@pytest.fixture(scope="session")
+def max_app(stack: str) -> Iterator[Process]:
+    with running(start_container(stack, LIVE_APPS / "max_app")) as process:
+        process.post("/init", {"value": {}})
+        yield process
+
+
+# ---- Requests and answers ------------------------------------------------------------------------
+
+
+def web(
+    path: str = "", method: str = "get", body: str = "", query: str = "", **headers: str
+) -> dict[str, Any]:
+    """The value of a web action's POST /run, --web raw."""
+    return {
+        "__ow_method": method,
+        "__ow_path": path,
+        "__ow_query": query,
+        "__ow_headers": {name.replace("_", "-"): text for name, text in headers.items()},
+        "__ow_body": body,
+    }
+
+
+def text_of(result: dict[str, Any]) -> str:
+    return str(result["body"])
+
+
 class Answer:
     """An HTTP response as its client has it."""
 
     def __init__(self, response: http.client.HTTPResponse) -> None:
-        self.status, self.headers, self.body = response.status, response.getheaders(), response.read()
+        self.status, self.headers = response.status, response.getheaders()
+        self.body = response.read()
 
     def header(self, name: str) -> str | None:
         return next((text for key, text in self.headers if key.lower() == name), None)
@@ -162,36 +317,97 @@ def request(
     headers: dict[str, str] | list[tuple[str, str]] | None = None,
     seconds: float = 60,
     chunks: bytes | None = None,
+    host: str = "127.0.0.1",
+    https: bool = False,
 ) -> Answer:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
+    connection = http.client.HTTPConnection(host, port, timeout=seconds)
+    if https:
+        context = ssl._create_unverified_context()
+        connection = http.client.HTTPSConnection(host, port, timeout=seconds, context=context)
+    named = list(headers.items() if isinstance(headers, dict) else headers or [])
     with contextlib.closing(connection):
-        connection.putrequest(method, path, skip_accept_encoding=True, skip_host="Host" in dict(headers or {}))
-        for name, text in headers.items() if isinstance(headers, dict) else headers or []:
+        has_host = "Host" in dict(named)
+        connection.putrequest(method, path, skip_accept_encoding=True, skip_host=has_host)
+        for name, text in named:
             connection.putheader(name, text)
         if body is not None:
             connection.putheader("Content-Length", str(len(body)))
-        connection.endheaders(body if chunks is None else [chunks], encode_chunked=chunks is not None)
+        sent = body if chunks is None else [chunks]
+        connection.endheaders(sent, encode_chunked=chunks is not None)
         return Answer(connection.getresponse())
 
 
-@contextlib.contextmanager
-def running(process: Process) -> Iterator[Process]:
-    try:
-        yield process
-    finally:
-        process.stop()
+def assert_same(asked: str, expected: dict[str, Any], got: dict[str, Any]) -> None:
+    """Fails with what was asked for, and of each part that differs how, shortened."""
+    differences = [
+        f"{part}:\n    expected {around(expected[part], got[part])}\n"
+        f"    got      {around(got[part], expected[part])}"
+        for part in expected
+        if expected[part] != got[part]
+    ]
+    if differences:
+        pytest.fail("\n".join([asked, *differences]), pytrace=False)
 
 
-def start_container(stack: str, app: Path, **env: str) -> Process:
-    port = free_port()
-    return Process(stack, str(ROOT / "openwhisk.py"), cwd=app, port=port, env={"PORT": str(port), **env}).wait_ready()
+def around(value: Any, other: Any) -> str:
+    """The value near its first difference from the other."""
+    if isinstance(value, list):
+        return repr([item for item in value if item not in other])
+    text, second = repr(value), repr(other)
+    same = len(os.path.commonprefix([text, second]))
+    start, end = max(0, same - 40), same + 80
+    return "…" * (start > 0) + text[start:end] + "…" * (end < len(text))
+
+
+# ---- Web actions ---------------------------------------------------------------------------------
+
+
+class WebAction:
+    """A web action's URL; its `request` takes the path behind it."""
+
+    def __init__(self, url: str) -> None:
+        parts = urllib.parse.urlsplit(url)
+        self.host, self.base, self.https = parts.hostname or "", parts.path, parts.scheme == "https"
+        self.port = parts.port or (443 if self.https else 80)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | list[tuple[str, str]] | None = None,
+        chunks: bytes | None = None,
+    ) -> Answer:
+        """Waits, if OpenWhisk takes no more requests in this minute."""
+        deadline = time.monotonic() + 120
+        while True:
+            answer = request(
+                self.port,
+                method,
+                self.base + path,
+                body,
+                headers,
+                seconds=400,
+                chunks=chunks,
+                host=self.host,
+                https=self.https,
+            )
+            refused = answer.status == 429 and b"Too many requests" in answer.body
+            if not refused or time.monotonic() > deadline:
+                return answer
+            print(
+                "OpenWhisk takes 60 requests a minute, unless its setting "
+                "whisk.config.limits-actions-invokes-perMinute is higher: waiting"
+            )
+            time.sleep(5)
 
 
 @contextlib.contextmanager
 def web_action(container_port: int, web: str = "raw", **options: Any) -> Iterator[int]:
     """devserver.py before the container, in this process; gives its port."""
-    settings = {"namespace": "guest", "package": "default", "action": "rec", "timeout": 60.0, **options}
-    action = devserver.WebAction(f"http://127.0.0.1:{container_port}", raw=web == "raw", **settings)
+    settings = {"namespace": "guest", "package": "default", "action": "rec", "timeout": 60.0}
+    address = f"http://127.0.0.1:{container_port}"
+    action = devserver.WebAction(address, raw=web == "raw", **{**settings, **options})
     action.init()
     server = make_server("127.0.0.1", 0, action, threaded=True, request_handler=devserver.Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -204,8 +420,96 @@ def web_action(container_port: int, web: str = "raw", **options: Any) -> Iterato
         server.server_close()
 
 
+class OpenWhisk:
+    """A real one: images by build.sh, web actions by deploy.sh, in a package of their own."""
+
+    def __init__(self, config: pytest.Config, folder: Path) -> None:
+        self.registry, self.base_image = map(config.getoption, ("--registry", "--base-image"))
+        self.wsk = f"{config.getoption('--wsk')} --apihost {config.getoption('--openwhisk')}"
+        self.package = "tests-" + os.environ[MARK][:8]
+        self.folder, self.images, self.actions = folder, set[str](), set[str]()
+
+    def image(self, app: str, *lines: str) -> str:
+        """The live app in an image as a model's is; the lines are more of its Dockerfile."""
+        name = "openwhisk-tests/" + app.replace("_", "-")
+        lines = (f"FROM {self.base_image}", "WORKDIR /app", "COPY . .", *lines)
+        dockerfile = self.folder / app
+        dockerfile.write_text("\n".join([*lines, 'CMD ["python", "app.py"]', ""]))
+        run("docker", "build", "-q", "-t", name, "-f", dockerfile, LIVE_APPS / app)
+        self.images.add(name)
+        return name
+
+    def web_action(self, app: str, *lines: str, web: str = "raw", timeout: int = 300) -> WebAction:
+        """By build.sh and deploy.sh; of another kind, or time limit in seconds, by wsk."""
+        model = app.replace("_", "-")
+        image = f"{self.registry}/{model}"
+        if model not in self.actions:
+            self.image(app, *lines)
+            run(ROOT / "build.sh", model, REGISTRY="openwhisk-tests", USERNAME=self.registry)
+            settings = {"PACKAGE": self.package, "WSK": self.wsk}
+            run(ROOT / "deploy.sh", model, USERNAME=self.registry, **settings)
+            self.images.add(image)
+            self.actions.add(model)
+        if (web, timeout) == ("raw", 300):
+            return self.found(model)
+        return self.update(f"{model}-{web}-{timeout}", image, web, timeout)
+
+    def update(self, action: str, image: str, web: str, timeout: int) -> WebAction:
+        options = ["--docker", image, "--web", web, "--timeout", str(1000 * timeout)]
+        self.call("action", "update", f"{self.package}/{action}", *options, "--memory", "512")
+        self.actions.add(action)
+        return self.found(action)
+
+    def recorder(self, web: str) -> WebAction:
+        """The container that tells what it is sent."""
+        image = f"{self.registry}/container"
+        if image not in self.images:
+            run("docker", "tag", self.image("container"), image)
+            run("docker", "push", "-q", image)
+            self.images.add(image)
+        self.call("package", "update", self.package)
+        return self.update("container-" + web, image, web, 60)
+
+    def own_server(self, app: str, *lines: str) -> tuple[str, int]:
+        """A container with the app's own server, on a port of this machine."""
+        port = free_port()
+        command = [self.image(app, *lines), "python", "app.py", "--port", str(port)]
+        container = run("docker", "run", "-d", "--network", "host", *command).strip()
+        return container, port
+
+    def found(self, action: str) -> WebAction:
+        lines = self.call("action", "get", f"{self.package}/{action}", "--url").splitlines()
+        return WebAction(lines[1])
+
+    def call(self, *arguments: str) -> str:
+        return run(*self.wsk.split(), *arguments)
+
+    def close(self) -> None:
+        for action in self.actions:
+            self.call("action", "delete", f"{self.package}/{action}")
+        self.call("package", "delete", self.package)
+        for image in self.images:
+            run("docker", "rmi", "-f", image)
+
+
+def run(*command: str | Path, **env: str) -> str:
+    """What the command prints; fails with it if it fails."""
+    options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command, env={**os.environ, **env}, **options)
+    assert done.returncode == 0, done.stdout
+    return str(done.stdout)
+
+
 @pytest.fixture(scope="session")
-def recorder(stack: str) -> Iterator[Process]:
-    with running(start_container(stack, LIVE_APPS / "recorder", WSGI_APP="app:app")) as process:
-        assert process.post("/init", {"value": {}}).json == {"ok": True}
-        yield process
+def openwhisk(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OpenWhisk | None]:
+    """The real one that --openwhisk names, or None."""
+    if not pytestconfig.getoption("--openwhisk"):
+        yield None
+        return
+    real = OpenWhisk(pytestconfig, tmp_path_factory.mktemp("openwhisk"))
+    try:
+        yield real
+    finally:
+        real.close()

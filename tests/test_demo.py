@@ -11,11 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import LIVE_APPS, ROOT, Process, documented, free_port, request, running, start_container, web_action
+from conftest import (
+    LIVE_APPS,
+    ROOT,
+    Process,
+    documented,
+    free_port,
+    request,
+    running,
+    start_container,
+    web_action,
+)
 from playwright.sync_api import BrowserContext, sync_playwright
 
 CURL = "curl -F image=@assets/receipt.png http://127.0.0.1:3233/api/v1/web/guest/default/max-ocr"
-CHROMIUM = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+CHROMIUM = [
+    "--no-sandbox",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +39,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clone")
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     for name in filter(
-        None, subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+        None,
+        subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split(
+            "\0"
+        ),
     ):
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +82,9 @@ def said(demo: Process) -> str:
 def test_the_demo_reads_the_text_in_a_picture(clone: Path, port: int, said: str) -> None:
     curl = re.search(r"^ +(curl .*)", said, re.MULTILINE)
     assert curl
-    answer = subprocess.run(curl[1], shell=True, cwd=clone, check=True, capture_output=True, text=True).stdout
+    answer = subprocess.run(
+        curl[1], shell=True, cwd=clone, check=True, capture_output=True, text=True
+    ).stdout
     assert said.replace(str(port), "3233") == documented("./demo.sh")
     assert curl[1].replace(str(port), "3233") == CURL
     assert answer == documented(CURL)
@@ -102,7 +122,10 @@ def test_ctrl_c_stops_the_demo(port: int, demo: Process, said: str) -> None:
 
 
 def test_a_models_web_app_works_in_a_browser(stack: str, browser: BrowserContext) -> None:
-    with running(start_container(stack, LIVE_APPS / "max_app")) as container, web_action(container.port) as port:
+    with (
+        running(start_container(stack, LIVE_APPS / "max_app")) as container,
+        web_action(container.port) as port,
+    ):
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{port}/api/v1/web/guest/default/rec/app/")
         page.get_by_text("person, vélo").wait_for()
@@ -137,5 +160,15 @@ def test_the_demo_says_what_is_missing(clone: Path, tmp_path: Path) -> None:
         python.write_text("#!/bin/sh\n" + script + "\n")
         python.chmod(0o755)
         fails(tmp_path / "clone", words, PATH=path)
-    no_network = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
-    fails(tmp_path / "clone", "is there a network?", **no_network, PIP_EXTRA_INDEX_URL="", PIP_FIND_LINKS="")
+    no_network = {
+        "PIP_INDEX_URL": "http://127.0.0.1:9/",
+        "PIP_RETRIES": "0",
+        "PIP_CONFIG_FILE": os.devnull,
+    }
+    fails(
+        tmp_path / "clone",
+        "is there a network?",
+        **no_network,
+        PIP_EXTRA_INDEX_URL="",
+        PIP_FIND_LINKS="",
+    )

@@ -1,4 +1,5 @@
-"""devserver.py beyond the recordings: limits, time-outs, other URLs and methods, its command line."""
+"""devserver.py beyond the recordings: limits, time-outs, other URLs and methods, its command
+line."""
 
 from __future__ import annotations
 
@@ -12,7 +13,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from conftest import BASE, LIVE_APPS, ROOT, Answer, Process, free_port, request, running, start_container, web_action
+from conftest import (
+    BASE,
+    LIVE_APPS,
+    ROOT,
+    Answer,
+    Process,
+    free_port,
+    request,
+    running,
+    start_container,
+    web_action,
+)
 
 import devserver
 
@@ -58,7 +70,9 @@ def container(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         monkeypatch.setattr(Container, name, getattr(Container, name))
     Container.released.set()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Container)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    ).start()
     yield server.server_port
     Container.released.set()
     server.shutdown()
@@ -83,7 +97,9 @@ def test_init_is_sent_once_with_the_activations_environment(container: int) -> N
         value = Container.message["value"]
     assert (value["name"], value["binary"], value["main"]) == ("ocr", False, "main")
     assert value["env"]["__OW_ACTION_NAME"] == "/guest/models/ocr"
-    assert {"__OW_ACTIVATION_ID", "__OW_DEADLINE", "__OW_NAMESPACE", "__OW_TRANSACTION_ID"} < set(value["env"])
+    assert {"__OW_ACTIVATION_ID", "__OW_DEADLINE", "__OW_NAMESPACE", "__OW_TRANSACTION_ID"} < set(
+        value["env"]
+    )
 
 
 def test_a_message_names_the_action_in_its_package(container: int) -> None:
@@ -94,7 +110,8 @@ def test_a_message_names_the_action_in_its_package(container: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", BASE + "x", "/api/v1/web/guest/other/rec", "/api/v1/web/guest/default", BASE + "/../x"]
+    "path",
+    ["/", BASE + "x", "/api/v1/web/guest/other/rec", "/api/v1/web/guest/default", BASE + "/../x"],
 )
 def test_other_paths_do_not_exist(action: int, path: str) -> None:
     answer = request(action, "GET", path)
@@ -144,19 +161,43 @@ def test_a_query_with_a_broken_escape_is_refused(action: int) -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b"{not", "Unexpected character 'n' at input index 1 (line 1, position 2), expected '\"':\n{not\n ^\n"),
+        (
+            b"{not",
+            "Unexpected character 'n' at input index 1 (line 1, position 2), expected '\"':\n{not\n ^\n",
+        ),
         (b'{"a"', "Unexpected end-of-input at input index 4 (line 1, position 5), expected ':':\n"),
-        (b'{"a" 1}', "Unexpected character '1' at input index 5 (line 1, position 6), expected ':':\n"),
+        (
+            b'{"a" 1}',
+            "Unexpected character '1' at input index 5 (line 1, position 6), expected ':':\n",
+        ),
         (
             b'{"a": [1, {"b": 2} 3]}',
             "Unexpected character '3' at input index 19 (line 1, position 20), expected ']':\n",
         ),
-        (b'{"a": 1 "b"}', "Unexpected character '\"' at input index 8 (line 1, position 9), expected '}':\n"),
-        (b'{"a": 1,}', "Unexpected character '}' at input index 8 (line 1, position 9), expected '\"':\n"),
-        (b"[1, ]", "Unexpected character ']' at input index 4 (line 1, position 5), expected JSON Value:\n"),
-        (b'\n{"a', "Unexpected end-of-input at input index 4 (line 2, position 4), expected '\"':\n{\"a\n   ^\n"),
-        (b"{} x", "Unexpected character 'x' at input index 3 (line 1, position 4), expected end-of-input:\n"),
-        (b'{"a": NaN}', "Unexpected character 'N' at input index 6 (line 1, position 7), expected JSON Value:\n"),
+        (
+            b'{"a": 1 "b"}',
+            "Unexpected character '\"' at input index 8 (line 1, position 9), expected '}':\n",
+        ),
+        (
+            b'{"a": 1,}',
+            "Unexpected character '}' at input index 8 (line 1, position 9), expected '\"':\n",
+        ),
+        (
+            b"[1, ]",
+            "Unexpected character ']' at input index 4 (line 1, position 5), expected JSON Value:\n",
+        ),
+        (
+            b'\n{"a',
+            "Unexpected end-of-input at input index 4 (line 2, position 4), expected '\"':\n{\"a\n   ^\n",
+        ),
+        (
+            b"{} x",
+            "Unexpected character 'x' at input index 3 (line 1, position 4), expected end-of-input:\n",
+        ),
+        (
+            b'{"a": NaN}',
+            "Unexpected character 'N' at input index 6 (line 1, position 7), expected JSON Value:\n",
+        ),
         (b"[" * 100_000, "JSON input nested too deeply"),
     ],
 )
@@ -201,7 +242,13 @@ def test_content_types_are_rendered_anew(action: int, sent: str, received: str) 
         (".text", {"text": [1, 2]}, 200, "text/plain; charset=UTF-8", "[1, 2]"),
         (".text", {"error": "x"}, 200, "text/plain; charset=UTF-8", "x"),
         (".text", {}, 404, "application/json", "Response does not include requested property."),
-        (".json", {"error": "x"}, 400, "application/json", "Response is not valid 'application/json'."),
+        (
+            ".json",
+            {"error": "x"},
+            400,
+            "application/json",
+            "Response is not valid 'application/json'.",
+        ),
     ],
 )
 def test_an_extension_chooses_a_part_of_the_result(
@@ -244,14 +291,25 @@ def test_a_result_over_the_limit_is_an_error(action: int) -> None:
     assert answer.status == 400
     assert error_of(answer) == "Response is not valid 'message/http'."
     answer = request(action, "GET", BASE + ".text")
-    assert answer.body == b"The action produced a response that exceeded the allowed length: 1048588 > 1048576 bytes."
+    assert (
+        answer.body
+        == b"The action produced a response that exceeded the allowed length: 1048588 > 1048576 bytes."
+    )
 
 
 @pytest.mark.parametrize(
     ("status", "sized", "data"),
-    [(500, True, b"{}"), (201, True, b"{}"), (200, False, b"{}"), (200, True, b"no JSON"), (200, True, b'{"a": NaN}')],
+    [
+        (500, True, b"{}"),
+        (201, True, b"{}"),
+        (200, False, b"{}"),
+        (200, True, b"no JSON"),
+        (200, True, b'{"a": NaN}'),
+    ],
 )
-def test_an_answer_that_is_no_result_is_an_error(action: int, status: int, sized: bool, data: bytes) -> None:
+def test_an_answer_that_is_no_result_is_an_error(
+    action: int, status: int, sized: bool, data: bytes
+) -> None:
     Container.status, Container.sized, Container.data = status, sized, data
     answer = request(action, "GET", BASE)
     assert answer.status == 400
@@ -265,7 +323,9 @@ def test_a_dropped_connection_is_tried_again(action: int) -> None:
     assert Container.drops == 0
 
 
-def test_the_client_waits_no_longer_than_the_controller(container: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_client_waits_no_longer_than_the_controller(
+    container: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(devserver, "BLOCKING_SECONDS", 0.2)
     with web_action(container) as port:
         Container.released.clear()
@@ -289,7 +349,9 @@ class TestCommandLine:
 
     def test_should_print_the_url_and_serve_it(self, stack: str) -> None:
         port = free_port()
-        with running(start_container(stack, LIVE_APPS / "recorder", WSGI_APP="app:app")) as container:
+        with running(
+            start_container(stack, LIVE_APPS / "recorder", WSGI_APP="app:app")
+        ) as container:
             url = f"http://127.0.0.1:{container.port}"
             options = [
                 "--port",
@@ -304,14 +366,18 @@ class TestCommandLine:
                 "x",
             ]
             with running(self.devserver(url, *options)) as process:
-                assert process.out.get(timeout=60) == f"http://127.0.0.1:{port}/api/v1/web/me/models/x\n"
+                assert (
+                    process.out.get(timeout=60)
+                    == f"http://127.0.0.1:{port}/api/v1/web/me/models/x\n"
+                )
                 seen = request(port, "POST", "/api/v1/web/me/models/x/a?b=1").json
                 assert (seen["SCRIPT_NAME"], seen["PATH_INFO"]) == ("/api/v1/web/me/models/x", "/a")
 
     @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.1:1/"])
     def test_should_say_that_no_container_listens(self, url: str) -> None:
         self.fails(
-            self.devserver(url, "--port", str(free_port()), "--timeout", "0.2"), "No container listens at " + url
+            self.devserver(url, "--port", str(free_port()), "--timeout", "0.2"),
+            "No container listens at " + url,
         )
 
     def test_should_wait_for_a_container_behind_a_port_that_docker_publishes(self) -> None:
@@ -338,16 +404,24 @@ class TestCommandLine:
     def test_should_say_why_the_action_failed_to_initialize(self, container: int) -> None:
         Container.init_status = 502
         url = f"http://127.0.0.1:{container}"
-        self.fails(self.devserver(url, "--port", str(free_port())), 'failed to initialize: {"error": "no weights"}')
+        self.fails(
+            self.devserver(url, "--port", str(free_port())),
+            'failed to initialize: {"error": "no weights"}',
+        )
 
     def test_should_say_that_the_container_does_not_answer(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-            self.fails(self.devserver(url, "--port", str(free_port()), "--timeout", "0.2"), "did not answer POST /init")
+            self.fails(
+                self.devserver(url, "--port", str(free_port()), "--timeout", "0.2"),
+                "did not answer POST /init",
+            )
 
     def test_should_say_that_the_container_speaks_no_http(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
-            process = self.devserver(f"http://127.0.0.1:{other.getsockname()[1]}", "--port", str(free_port()))
+            process = self.devserver(
+                f"http://127.0.0.1:{other.getsockname()[1]}", "--port", str(free_port())
+            )
             with other.accept()[0] as client:
                 client.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
                 self.fails(process, "did not answer POST /init: SSH-2.0-OpenSSH_9.2")
@@ -364,6 +438,8 @@ class TestCommandLine:
 
 
 def test_bytes_of_any_kind_reach_a_raw_action(action: int) -> None:
-    chunked = request(action, "POST", BASE, None, {"Transfer-Encoding": "chunked"}, chunks=b"\0\xff")
+    chunked = request(
+        action, "POST", BASE, None, {"Transfer-Encoding": "chunked"}, chunks=b"\0\xff"
+    )
     assert chunked.status == 204
     assert base64.b64decode(Container.message["value"]["__ow_body"]) == b"\0\xff"

@@ -31,7 +31,9 @@ HOMES = {
 
 def run(*command: str, **env: str) -> str:
     environment = {**os.environ, **env}
-    done = subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -39,15 +41,31 @@ def run(*command: str, **env: str) -> str:
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Docker engine of the tests' own; its address is in DOCKER_HOST."""
-    missing = [name for name in ("dockerd", "docker", "docker-registry", "debootstrap") if not shutil.which(name)]
+    missing = [
+        name
+        for name in ("dockerd", "docker", "docker-registry", "debootstrap")
+        if not shutil.which(name)
+    ]
     if missing or os.geteuid():
         reason = f"needs root, and docker.io, docker-registry and debootstrap installed (missing: {missing})"
         assert not os.environ.get("CI"), reason
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("docker")
     host = f"unix://{folder}/socket"
-    options = ["--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec", "-H", host, "-p", f"{folder}/pid"]
-    with pytest.MonkeyPatch.context() as patch, running(Process("dockerd", *options, cwd=folder)) as process:
+    options = [
+        "--data-root",
+        f"{folder}/data",
+        "--exec-root",
+        f"{folder}/exec",
+        "-H",
+        host,
+        "-p",
+        f"{folder}/pid",
+    ]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        running(Process("dockerd", *options, cwd=folder)) as process,
+    ):
         patch.setenv("DOCKER_HOST", host)
         patch.setenv("DOCKER_CONFIG", str(folder))
         process.until("API listen on", process.err)
@@ -63,7 +81,9 @@ def registry(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     (folder / "config.yml").write_text(
         json.dumps({"version": 0.1, "storage": storage, "http": {"addr": f"127.0.0.1:{port}"}})
     )
-    with running(Process("docker-registry", "serve", "config.yml", cwd=folder, port=port)) as process:
+    with running(
+        Process("docker-registry", "serve", "config.yml", cwd=folder, port=port)
+    ) as process:
         process.wait_ready()
         yield f"localhost:{port}"
 
@@ -73,17 +93,40 @@ def models(engine: str, registry: str, tmp_path_factory: pytest.TempPathFactory)
     """Where the example's images are, in the two layouts that MAX images have."""
     folder = tmp_path_factory.mktemp("image")
     packages = "python3,python3-pip,ca-certificates"
-    run("debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", str(folder / "root"))
+    run(
+        "debootstrap",
+        "--variant=minbase",
+        f"--include={packages}",
+        "bookworm",
+        str(folder / "root"),
+    )
     run("sh", "-c", f"tar -C '{folder}/root' -c . | docker import - base:test")
     version = run(
-        "chroot", str(folder / "root"), "python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"
+        "chroot",
+        str(folder / "root"),
+        "python3",
+        "-c",
+        "import sys; print('%d.%d' % sys.version_info[:2])",
     ).strip()
     wheels = ["--only-binary=:all:", "--python-version", version, "--target", str(folder / "site")]
-    run(sys.executable, "-m", "pip", "install", "-q", *wheels, "-r", str(ROOT / "examples/ocr/requirements.txt"))
-    shutil.copytree(ROOT / "examples/ocr", folder / "ocr", ignore=shutil.ignore_patterns("__pycache__"))
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        *wheels,
+        "-r",
+        str(ROOT / "examples/ocr/requirements.txt"),
+    )
+    shutil.copytree(
+        ROOT / "examples/ocr", folder / "ocr", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.rmtree(folder / "root")
     for name, home in HOMES.items():
-        (folder / "Dockerfile").write_text(MODEL + home + "COPY ocr .\nEXPOSE 5000\nCMD python app.py\n")
+        (folder / "Dockerfile").write_text(
+            MODEL + home + "COPY ocr .\nEXPOSE 5000\nCMD python app.py\n"
+        )
         run("docker", "build", "-q", "-t", f"{registry}/codait/{name}", str(folder))
         run("docker", "push", "-q", f"{registry}/codait/{name}")
         run("docker", "rmi", f"{registry}/codait/{name}")
@@ -93,12 +136,21 @@ def models(engine: str, registry: str, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def built(models: str, registry: str) -> Done:
     """build.sh for three models, one of which does not exist."""
-    env = {**os.environ, "MODELS": "max-ocr max-nowhere max-ocr-home", "USERNAME": f"{registry}/me", "REGISTRY": models}
-    return subprocess.run(["./build.sh"], cwd=ROOT, env={**env, "JOBS": "2"}, capture_output=True, text=True)
+    env = {
+        **os.environ,
+        "MODELS": "max-ocr max-nowhere max-ocr-home",
+        "USERNAME": f"{registry}/me",
+        "REGISTRY": models,
+    }
+    return subprocess.run(
+        ["./build.sh"], cwd=ROOT, env={**env, "JOBS": "2"}, capture_output=True, text=True
+    )
 
 
 def rows(output: str) -> dict[str, list[str]]:
-    return {line.split()[0]: line.split(maxsplit=5) for line in output.partition("\n\n")[2].splitlines()}
+    return {
+        line.split()[0]: line.split(maxsplit=5) for line in output.partition("\n\n")[2].splitlines()
+    }
 
 
 def test_every_model_gets_its_turn_and_its_row(built: Done, models: str, registry: str) -> None:
@@ -118,13 +170,17 @@ def test_every_model_gets_its_turn_and_its_row(built: Done, models: str, registr
 def test_the_readme_shows_what_is_printed(built: Done, models: str, registry: str) -> None:
     printed = built.stdout.replace(models, "docker.io/codait").replace(f"{registry}/me", "me")
     lines = [line for line in printed.splitlines(keepends=True) if "max-ocr-home" not in line]
-    shown = documented('MODELS="max-ocr max-nowhere" USERNAME=me ./build.sh').splitlines(keepends=True)
+    shown = documented('MODELS="max-ocr max-nowhere" USERNAME=me ./build.sh').splitlines(
+        keepends=True
+    )
     assert sorted(map(masked, lines)) == sorted(map(masked, shown))
 
 
 def masked(line: str) -> str:
     """Without the figures and the columns' widths, which differ."""
-    return re.sub("sha256:[0-9a-f]{64}", "sha256:", re.sub(" [0-9]+ ", " N ", re.sub(" +", " ", line)))
+    return re.sub(
+        "sha256:[0-9a-f]{64}", "sha256:", re.sub(" [0-9]+ ", " N ", re.sub(" +", " ", line))
+    )
 
 
 @pytest.fixture(params=HOMES)
@@ -149,7 +205,9 @@ def test_the_layer_is_small_and_labelled(image: str) -> None:
     assert float(copied.split()[0][:-2]) < 50
     labels = json.loads(run("docker", "inspect", "--format", "{{json .Config.Labels}}", image))
     assert labels["org.opencontainers.image.title"] == image.rpartition("/")[2]
-    assert labels["org.opencontainers.image.base.name"].endswith(f"/codait/{image.rpartition('/')[2]}:latest")
+    assert labels["org.opencontainers.image.base.name"].endswith(
+        f"/codait/{image.rpartition('/')[2]}:latest"
+    )
     assert re.fullmatch("[0-9a-f]{40}", labels["org.opencontainers.image.revision"])
     config = json.loads(run("docker", "inspect", "--format", "{{json .Config}}", image))
     assert (config.get("User", ""), config["WorkingDir"]) == (
@@ -157,7 +215,9 @@ def test_the_layer_is_small_and_labelled(image: str) -> None:
     )
 
 
-@pytest.mark.parametrize("options", [("--memory", "512m"), ("--read-only", "--tmpfs", "/tmp", "--memory", "512m")])
+@pytest.mark.parametrize(
+    "options", [("--memory", "512m"), ("--read-only", "--tmpfs", "/tmp", "--memory", "512m")]
+)
 def test_the_container_reads_the_text_in_a_picture(image: str, options: tuple[str, ...]) -> None:
     container, port = start(image, *options)
     web_port = str(free_port())
@@ -182,7 +242,9 @@ def test_the_image_still_starts_the_models_own_server(image: str) -> None:
 
 
 class TestBuild:
-    def test_should_not_push_an_image_that_does_not_answer(self, models: str, registry: str, tmp_path: Path) -> None:
+    def test_should_not_push_an_image_that_does_not_answer(
+        self, models: str, registry: str, tmp_path: Path
+    ) -> None:
         (tmp_path / "Dockerfile").write_text(f"FROM {models}/max-ocr\nRUN rm config.py\n")
         run("docker", "build", "-q", "-t", "codait/max-broken", str(tmp_path))
         done = self.build("--registry", "codait", "--username", f"{registry}/me", "max-broken")
@@ -211,16 +273,24 @@ class TestBuild:
             (("-u", "me", "max ocr"), "the model 'max ocr' is not valid"),
             (("-u", "me", "$(touch evil)"), "the model '$(touch evil)' is not valid"),
             (("-u", "Me!", "max-ocr"), "USERNAME 'Me!' is not valid"),
-            (("-u", "me", "-r", "docker.io/me", "max-ocr"), "the images would replace the models' own"),
+            (
+                ("-u", "me", "-r", "docker.io/me", "max-ocr"),
+                "the images would replace the models' own",
+            ),
             (("-u", "me", "-t", "a b", "max-ocr"), "TAG 'a b' is not valid"),
             (("-u", "me", "-j", "0", "max-ocr"), "JOBS '0' is not valid"),
             (("-u",), "-u needs a value"),
             (("--pull",), "there is no option --pull"),
             (("-u", "me", "-d", "nodocker", "max-ocr"), "nodocker is not installed"),
-            (("-u", "me", "-d", "docker -H unix:///nowhere", "max-ocr"), "the engine does not answer"),
+            (
+                ("-u", "me", "-d", "docker -H unix:///nowhere", "max-ocr"),
+                "the engine does not answer",
+            ),
         ],
     )
-    def test_should_say_what_is_wrong_and_do_nothing(self, arguments: tuple[str, ...], words: str) -> None:
+    def test_should_say_what_is_wrong_and_do_nothing(
+        self, arguments: tuple[str, ...], words: str
+    ) -> None:
         done = self.build(*arguments)
         assert done.returncode == 1
         assert words in done.stderr
@@ -231,8 +301,12 @@ class TestBuild:
         assert "MODELS=" in self.build("--help").stdout
 
     def build(self, *arguments: str) -> Done:
-        env = {name: text for name, text in os.environ.items() if name not in ("MODELS", "USERNAME")}
-        return subprocess.run(["./build.sh", *arguments], cwd=ROOT, env=env, capture_output=True, text=True)
+        env = {
+            name: text for name, text in os.environ.items() if name not in ("MODELS", "USERNAME")
+        }
+        return subprocess.run(
+            ["./build.sh", *arguments], cwd=ROOT, env=env, capture_output=True, text=True
+        )
 
 
 class TestDeploy:
@@ -243,12 +317,25 @@ class TestDeploy:
             os.kill(json.loads(file.read_text())["pid"], signal.SIGTERM)
 
     def deploy(self, state: Path, *arguments: str, **env: str) -> Done:
-        environment = {**os.environ, "WSK": str(ROOT / "tests" / "wsk"), "WSK_STATE": str(state), **env}
+        environment = {
+            **os.environ,
+            "WSK": str(ROOT / "tests" / "wsk"),
+            "WSK_STATE": str(state),
+            **env,
+        }
         environment = {name: text for name, text in environment.items() if text}
-        return subprocess.run(["./deploy.sh", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+        return subprocess.run(
+            ["./deploy.sh", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
 
-    def test_should_make_web_actions_and_say_how_to_call_them(self, built: Done, registry: str, state: Path) -> None:
-        env = {"MODELS": "max-ocr max-nowhere max-ocr-home", "USERNAME": f"{registry}/me", "PACKAGE": "models"}
+    def test_should_make_web_actions_and_say_how_to_call_them(
+        self, built: Done, registry: str, state: Path
+    ) -> None:
+        env = {
+            "MODELS": "max-ocr max-nowhere max-ocr-home",
+            "USERNAME": f"{registry}/me",
+            "PACKAGE": "models",
+        }
         done = self.deploy(state, SECRET="s3cret", **env)
         assert done.returncode == 1
         assert "models/max-nowhere: FAILED: wsk could not make the action" in done.stderr
@@ -269,7 +356,9 @@ class TestDeploy:
         assert "models/max-ocr-home: deleted" in deleted.stdout
         assert "models/max-nowhere: FAILED: wsk could not delete it" in deleted.stderr
 
-    def test_should_print_what_the_readme_shows(self, built: Done, registry: str, state: Path) -> None:
+    def test_should_print_what_the_readme_shows(
+        self, built: Done, registry: str, state: Path
+    ) -> None:
         done = self.deploy(state, MODELS="max-ocr", USERNAME=f"{registry}/me")
         printed = re.sub("http://127.0.0.1:[0-9]+/", "https://openwhisk.example.com/", done.stdout)
         assert printed == documented('MODELS="max-ocr" USERNAME=me ./deploy.sh')
@@ -284,7 +373,9 @@ class TestDeploy:
             ({"MODELS": "a", "USERNAME": "me", "WSK": "nowsk"}, "nowsk is not installed"),
         ],
     )
-    def test_should_say_what_is_wrong_and_do_nothing(self, state: Path, env: dict[str, str], words: str) -> None:
+    def test_should_say_what_is_wrong_and_do_nothing(
+        self, state: Path, env: dict[str, str], words: str
+    ) -> None:
         done = self.deploy(state, **env)
         assert done.returncode == 1
         assert words in done.stderr

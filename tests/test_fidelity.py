@@ -1,4 +1,5 @@
-"""The caller can't tell the web action from the model's own server: the same request to both, for every API shape."""
+"""The caller can't tell the web action from the model's own server: the same request to both, for
+every API shape."""
 
 from __future__ import annotations
 
@@ -8,7 +9,24 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import BASE, LIVE_APPS, Answer, Process, free_port, request, running, start_container, web_action
+from conftest import (
+    BASE,
+    LIVE_APPS,
+    Answer,
+    OpenWhisk,
+    Process,
+    WebAction,
+    around,
+    assert_same,
+    free_port,
+    request,
+    run,
+    running,
+    wait_for_port,
+    web_action,
+)
+
+pytestmark = pytest.mark.openwhisk
 
 # What a hop on the way sets by itself, on either side.
 HOPS = {
@@ -27,28 +45,50 @@ PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 
 
 def multipart(
-    name: str = "image", filename: str = "a.png", kind: str = "image/png", data: bytes = PNG, **fields: str
+    name: str = "image",
+    filename: str = "a.png",
+    kind: str = "image/png",
+    data: bytes = PNG,
+    **fields: str,
 ) -> dict[str, Any]:
-    parts = [f'Content-Disposition: form-data; name="{key}"\r\n\r\n{text}'.encode() for key, text in fields.items()]
+    parts = [
+        f'Content-Disposition: form-data; name="{key}"\r\n\r\n{text}'.encode()
+        for key, text in fields.items()
+    ]
     parts.append(
         f'Content-Disposition: form-data; name="{name}"; filename="{filename}"\r\nContent-Type: {kind}\r\n\r\n'.encode()
         + data
     )
     body = b"".join(b"--B0UND\r\n" + part + b"\r\n" for part in parts) + b"--B0UND--\r\n"
-    return {"method": "POST", "body": body, "headers": {"Content-Type": "multipart/form-data; boundary=B0UND"}}
+    return {
+        "method": "POST",
+        "body": body,
+        "headers": {"Content-Type": "multipart/form-data; boundary=B0UND"},
+    }
 
 
 def json_body(value: Any, method: str = "POST") -> dict[str, Any]:
-    return {"method": method, "body": json.dumps(value).encode(), "headers": {"Content-Type": "application/json"}}
+    return {
+        "method": method,
+        "body": json.dumps(value).encode(),
+        "headers": {"Content-Type": "application/json"},
+    }
 
 
 def form(body: str, method: str = "POST") -> dict[str, Any]:
-    return {"method": method, "body": body.encode(), "headers": {"Content-Type": "application/x-www-form-urlencoded"}}
+    return {
+        "method": method,
+        "body": body.encode(),
+        "headers": {"Content-Type": "application/x-www-form-urlencoded"},
+    }
 
 
 def typed(content_type: str, body: bytes) -> str:
     return (
-        "/type?type=" + re.sub(r"[ ;=+/\"]", lambda found: f"%{ord(found[0]):02X}", content_type) + "&hex=" + body.hex()
+        "/type?type="
+        + re.sub(r"[ ;=+/\"]", lambda found: f"%{ord(found[0]):02X}", content_type)
+        + "&hex="
+        + body.hex()
     )
 
 
@@ -88,7 +128,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "error with keywords": ("/model/error?how=keywords", {"method": "POST"}),
     "error of the inference": ("/model/error?how=inference", {"method": "POST"}),
     "exception in a resource": ("/model/error?how=raise", {"method": "POST"}),
-    "nested JSON": ("/model/nested", json_body({"paragraphs": [{"context": "été", "questions": ["a"]}]})),
+    "nested JSON": (
+        "/model/nested",
+        json_body({"paragraphs": [{"context": "été", "questions": ["a"]}]}),
+    ),
     "nested JSON of a wrong type": ("/model/nested", json_body({"paragraphs": [{"context": 1}]})),
     "nested JSON missing": ("/model/nested", json_body({})),
     "JSON list for an object": ("/model/nested", json_body([1])),
@@ -96,7 +139,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "JSON unchecked": ("/model/unchecked", json_body({"text": "John lives in Rome"})),
     "JSON unchecked, without what it needs": ("/model/unchecked", json_body({})),
     "form for JSON": ("/model/unchecked", form("text=a")),
-    "file and choice": ("/model/choice?model=udnie", multipart(data=b"1,2\n3,4\n", filename="a b.csv")),
+    "file and choice": (
+        "/model/choice?model=udnie",
+        multipart(data=b"1,2\n3,4\n", filename="a b.csv"),
+    ),
     "file and choice in the form": ("/model/choice", multipart(model="udnie", num_results="3")),
     "file and no such choice": ("/model/choice?model=none", multipart()),
     "file and a negative number": ("/model/choice", multipart(num_results="-3")),
@@ -124,10 +170,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "head of a page": ("/app/", {"method": "HEAD"}),
     "stream": ("/stream", {}),
     "error in the app": ("/raise", {}),
-    "headers": ("/seen/x", {"headers": {"User-Agent": "curl/8.0", "X-One": "é".encode().decode("latin-1")}}),
+    "headers": (
+        "/seen/x",
+        {"headers": {"User-Agent": "curl/8.0", "X-One": "é".encode().decode("latin-1")}},
+    ),
     "query and form": ("/seen/x?a=1&b=%26", {}),
     "query without a value": ("/seen/x?flag=&empty=", {}),
-    "PNG body": ("/seen/x", {"method": "PUT", "body": PNG, "headers": {"Content-Type": "image/png"}}),
+    "PNG body": (
+        "/seen/x",
+        {"method": "PUT", "body": PNG, "headers": {"Content-Type": "image/png"}},
+    ),
     "text body": (
         "/seen/x",
         {"method": "POST", "body": "wörld\r\n".encode(), "headers": {"Content-Type": "text/plain"}},
@@ -170,12 +222,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         )
     },
 }
-# --web true gives the app less than the client sent: the query beside JSON and repeated parameters are lost.
+# --web true gives the app less than the client sent: the query beside JSON and repeated
+# parameters are lost.
 RAW_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "JSON and query": ("/seen/x?c=3", json_body({"a": 1})),
     "JSON as it was written": (
         "/seen/x",
-        {"method": "POST", "body": b'{"n": 1.50,  "z": 1}', "headers": {"Content-Type": "application/json"}},
+        {
+            "method": "POST",
+            "body": b'{"n": 1.50,  "z": 1}',
+            "headers": {"Content-Type": "application/json"},
+        },
     ),
     "malformed JSON": (
         "/model/text",
@@ -195,67 +252,80 @@ RAW_CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def own(stack: str) -> Iterator[Process]:
-    """The model's own server."""
+@pytest.fixture(scope="session")
+def own(stack: str, openwhisk: OpenWhisk | None) -> Iterator[int]:
+    """The port of the model's own server."""
+    if openwhisk:
+        container, port = openwhisk.own_server("max_app")
+        wait_for_port(port)
+        yield port
+        run("docker", "rm", "-f", container)
+        return
     port = free_port()
-    with running(Process(stack, "app.py", "--port", str(port), cwd=LIVE_APPS / "max_app", port=port)) as process:
-        yield process.wait_ready()
+    command = (stack, "app.py", "--port", str(port))
+    with running(Process(*command, cwd=LIVE_APPS / "max_app", port=port)) as process:
+        yield process.wait_ready().port
 
 
-@pytest.fixture(scope="module")
-def container(stack: str) -> Iterator[Process]:
-    with running(start_container(stack, LIVE_APPS / "max_app")) as process:
-        yield process
-
-
-@pytest.fixture(scope="module", params=["raw", "true"])
-def action(request: pytest.FixtureRequest, container: Process) -> Iterator[tuple[str, int]]:
+@pytest.fixture(scope="session", params=["raw", "true"])
+def action(
+    request: pytest.FixtureRequest, openwhisk: OpenWhisk | None, stack: str
+) -> Iterator[WebAction]:
+    if openwhisk:
+        yield openwhisk.web_action("max_app", web=request.param)
+        return
+    container = request.getfixturevalue("max_app")
     with web_action(container.port, request.param) as port:
-        yield request.param, port
+        yield WebAction(f"http://127.0.0.1:{port}{BASE}")
 
 
-def send(port: int, path: str, details: dict[str, Any], **headers: str) -> Answer:
-    headers = {"Host": "model.example.com", **details.get("headers", {}), **headers}
-    return request(port, details.get("method", "GET"), path, details.get("body"), headers)
-
-
-def as_seen(answer: Answer) -> tuple[int, list[tuple[str, str]], bytes]:
-    """Status, headers and body as if the web action were at the root of its host."""
+def as_seen(answer: Answer, base: str = "") -> dict[str, Any]:
+    """What a caller sees, as if the web action were at the root of its host."""
     headers = []
     for name, text in answer.headers:
         if name.lower() == "content-type":
-            text = re.sub(r"; *charset=utf-8", "", text, flags=re.IGNORECASE)  # the controller adds it to text
+            text = re.sub(r"; *charset=utf-8", "", text, flags=re.IGNORECASE)  # which text gets
         if name.lower() == "expires":
             text = "later"  # a second may pass between the two requests
         if name.lower() not in HOPS:
-            headers.append((name.lower(), text.replace(BASE, "")))
-    return answer.status, sorted(headers), answer.body.replace(BASE.encode(), b"") or b""
+            headers.append((name.lower(), text.replace(base, "")))
+    body = answer.body.replace(base.encode(), b"") if base else answer.body
+    if base:
+        body = body.replace(b'"basePath": ""', b'"basePath": "/"')
+    return {"status": answer.status, "headers": sorted(headers), "body": body}
 
 
-def compare(path: str, details: dict[str, Any], own: Process, port: int) -> None:
-    expected = as_seen(send(own.port, path if path.startswith("/") else "/model/predict" + path, details))
-    status, headers, body = as_seen(send(port, BASE + path, details))
-    body = body.replace(b'"basePath": ""', b'"basePath": "/"')
-    if not expected[2]:  # the controller takes the type from an empty response
-        expected = expected[0], [pair for pair in expected[1] if pair[0] != "content-type" or pair in headers], b""
-    assert (status, headers, body) == expected
+def compare(path: str, details: dict[str, Any], own: int, action: WebAction) -> None:
+    method, body = details.get("method", "GET"), details.get("body")
+    headers = {"Host": "model.example.com", **details.get("headers", {})}
+    own_path = path if path.startswith("/") else "/model/predict" + path
+    expected = as_seen(request(own, method, own_path, body, headers))
+    got = as_seen(action.request(method, path, body, headers), action.base)
+    if not expected["body"]:  # the controller takes the type from an empty response
+        expected["headers"] = [
+            pair
+            for pair in expected["headers"]
+            if pair[0] != "content-type" or pair in got["headers"]
+        ]
+    assert_same(f"{method} {path} {headers} {around(body, None)}", expected, got)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_web_action_answers_as_the_models_own_server(case: str, own: Process, action: tuple[str, int]) -> None:
-    compare(*CASES[case], own, action[1])
+def test_the_web_action_answers_as_the_models_own_server(
+    case: str, own: int, action: WebAction
+) -> None:
+    compare(*CASES[case], own, action)
 
 
+@pytest.mark.parametrize("action", ["raw"], indirect=True)
 @pytest.mark.parametrize("case", RAW_CASES)
-def test_web_raw_loses_nothing(case: str, own: Process, container: Process) -> None:
-    with web_action(container.port) as port:
-        compare(*RAW_CASES[case], own, port)
+def test_web_raw_loses_nothing(case: str, own: int, action: WebAction) -> None:
+    compare(*RAW_CASES[case], own, action)
 
 
 @pytest.mark.parametrize("path", ["/model/metadata", "/model/sound", "/app/", "/picture.svg"])
-def test_head_tells_the_length_of_get(path: str, own: Process, action: tuple[str, int]) -> None:
-    expected = send(own.port, path, {"method": "HEAD"})
-    answer = send(action[1], BASE + path, {"method": "HEAD"})
+def test_head_tells_the_length_of_get(path: str, own: int, action: WebAction) -> None:
+    expected = request(own, "HEAD", path)
+    answer = action.request("HEAD", path)
     assert answer.header("content-length") == expected.header("content-length") != "0"
     assert answer.body == b""

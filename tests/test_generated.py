@@ -1,6 +1,7 @@
-"""Whatever arrives is answered, and arrives as the model's own server would have it: with generated input.
+"""Whatever arrives is answered, and arrives as the model's own server would have it: with generated
+input.
 
-HYPOTHESIS_PROFILE=long runs fifty times as many cases.
+`--hypothesis-profile thorough` runs twenty times as many cases.
 """
 
 from __future__ import annotations
@@ -19,17 +20,27 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import BASE, LIVE_APPS, ROOT, Answer, Process, free_port, request, running, start_container, web_action
-from hypothesis import HealthCheck, given, settings
+from conftest import (
+    BASE,
+    LIVE_APPS,
+    ROOT,
+    Answer,
+    Process,
+    free_port,
+    request,
+    running,
+    start_container,
+    web_action,
+)
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 TOKEN = "!#$%&'*+-.^`|~" + "0123456789" + "abcdefghijklmnopqrstuvwxyz"
-FACTOR = 50 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 1
+SHARE = settings().max_examples / 2000  # of the thorough profile's (conftest.py)
 
 
-def cases(count: int) -> settings:
-    checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-    return settings(max_examples=count * FACTOR, deadline=None, suppress_health_check=checks, database=None)
+def cases(thorough: int) -> settings:
+    return settings(max_examples=max(1, int(thorough * SHARE)))
 
 
 def mostly(usual: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -51,16 +62,24 @@ kinds = [
     ";",
     "",
 ]
-headers = st.dictionaries(st.sampled_from(["content-type", "host", "accept", "x-forwarded-for"]) | texts, mostly(texts))
+headers = st.dictionaries(
+    st.sampled_from(["content-type", "host", "accept", "x-forwarded-for"]) | texts, mostly(texts)
+)
 values = st.fixed_dictionaries(
     {},
     optional={
         "__ow_method": mostly(st.sampled_from(["get", "post", "put", "head", "brew"])),
         "__ow_path": mostly(texts),
         "__ow_query": mostly(texts),
-        "__ow_body": mostly(st.binary(max_size=40).map(lambda data: base64.b64encode(data).decode())),
+        "__ow_body": mostly(
+            st.binary(max_size=40).map(lambda data: base64.b64encode(data).decode())
+        ),
         "__ow_headers": mostly(
-            st.builds(lambda some, kind: {**some, "content-type": kind}, headers, mostly(st.sampled_from(kinds)))
+            st.builds(
+                lambda some, kind: {**some, "content-type": kind},
+                headers,
+                mostly(st.sampled_from(kinds)),
+            )
         ),
         "__ow_user": mostly(texts),
         "a": anything,
@@ -84,7 +103,9 @@ messages = st.one_of(
 def own(stack: str) -> Iterator[Process]:
     """The recorder behind Werkzeug's server, as a model's own server is."""
     port = free_port()
-    with running(Process(stack, "app.py", str(port), cwd=LIVE_APPS / "recorder", port=port)) as process:
+    with running(
+        Process(stack, "app.py", str(port), cwd=LIVE_APPS / "recorder", port=port)
+    ) as process:
         yield process.wait_ready()
 
 
@@ -102,7 +123,10 @@ def test_every_message_is_answered_with_a_result(message: Any, recorder: Process
 
 
 @cases(1_000)
-@given(message=st.binary(max_size=200) | st.binary(max_size=50).map(lambda data: b'{"value": {"a": "' + data))
+@given(
+    message=st.binary(max_size=200)
+    | st.binary(max_size=50).map(lambda data: b'{"value": {"a": "' + data)
+)
 def test_every_body_is_answered_with_a_result(message: bytes, recorder: Process) -> None:
     assert recorder.post("/run", message, seconds=10).status == 200
 
@@ -111,7 +135,13 @@ lines = st.sampled_from(
     [b"POST /run HTTP/1.1", b"POST /init HTTP/1.1", b"GET / HTTP/1.0", b"POST /run", b"\0\xff", b""]
 )
 fields = st.sampled_from(
-    [b"Content-Length: 2", b"Content-Length: 9", b"Content-Length: -1", b"Content-Length: x", b"Content-Length: 2, 2"]
+    [
+        b"Content-Length: 2",
+        b"Content-Length: 9",
+        b"Content-Length: -1",
+        b"Content-Length: x",
+        b"Content-Length: 2, 2",
+    ]
     + [
         b"Transfer-Encoding: chunked",
         b"Expect: 100-continue",
@@ -131,7 +161,9 @@ fields = st.sampled_from(
     body=st.sampled_from([b"{}", b"2\r\n{}\r\n0\r\n\r\n", b"ffffffffff\r\n{}", b"-1\r\n", b""])
     | st.binary(max_size=30),
 )
-def test_every_request_is_answered_or_refused(line: bytes, some: list[bytes], body: bytes, recorder: Process) -> None:
+def test_every_request_is_answered_or_refused(
+    line: bytes, some: list[bytes], body: bytes, recorder: Process
+) -> None:
     with socket.create_connection(("127.0.0.1", recorder.port), timeout=10) as client:
         try:
             client.sendall(b"\r\n".join([line, *some, b"", body]))
@@ -146,18 +178,29 @@ def test_every_request_is_answered_or_refused(line: bytes, some: list[bytes], bo
 
 
 def test_ten_thousand_headers_are_refused(recorder: Process) -> None:
-    answer = request(recorder.port, "GET", "/", None, [(f"X-{number}", "x") for number in range(10_000)])
+    answer = request(
+        recorder.port, "GET", "/", None, [(f"X-{number}", "x") for number in range(10_000)]
+    )
     assert answer.status == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
 
 
 segments = st.text(st.sampled_from("abc é大%/+;=&?#~'\"<>\\\t"), min_size=1, max_size=8).filter(
     lambda text: text != ".."
 )
-header_texts = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=20).map(str.strip)
+header_texts = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=20).map(
+    str.strip
+)
 names = st.text(TOKEN, min_size=1, max_size=12).map(lambda name: "x-" + name)
-plain_names = st.from_regex("x(-[a-z0-9]{1,6}){1,3}", fullmatch=True)  # as wsgiref.validate wants them
+plain_names = st.from_regex(
+    "x(-[a-z0-9]{1,6}){1,3}", fullmatch=True
+)  # as wsgiref.validate wants them
 TEXT_KINDS = ["text/plain", "text/csv", "application/xml"]
-BINARY_KINDS = ["application/json", "image/png", "multipart/form-data; boundary=x", "application/x-acme; a=1"]
+BINARY_KINDS = [
+    "application/json",
+    "image/png",
+    "multipart/form-data; boundary=x",
+    "application/x-acme; a=1",
+]
 
 
 @cases(900)
@@ -175,10 +218,18 @@ def test_the_app_sees_the_request_that_its_own_server_shows_it(
     own: Process, action: int,
 ) -> None:  # fmt: skip
     target = "/" + "/".join(quote(segment, safe="") for segment in ["seen", *path])
-    target += "?" + "&".join(quote(name, safe="") + "=" + quote(value, safe="") for name, value in query)
+    target += "?" + "&".join(
+        quote(name, safe="") + "=" + quote(value, safe="") for name, value in query
+    )
     data = body.decode("latin-1").encode() if text else body
-    sent_body = None if not data and method in ("GET", "DELETE") else data  # a Content-Length of 0 is for the others
-    sent = {"Host": "model.example.com", **some, "Content-Type": (TEXT_KINDS if text else BINARY_KINDS)[kind]}
+    sent_body = (
+        None if not data and method in ("GET", "DELETE") else data
+    )  # a Content-Length of 0 is for the others
+    sent = {
+        "Host": "model.example.com",
+        **some,
+        "Content-Type": (TEXT_KINDS if text else BINARY_KINDS)[kind],
+    }
     expected = shown(request(own.port, method, target, sent_body, sent))
     seen = shown(request(action, method, BASE + target, sent_body, sent))
     assert seen.pop("SCRIPT_NAME") == BASE
@@ -188,13 +239,27 @@ def test_the_app_sees_the_request_that_its_own_server_shows_it(
 def shown(answer: Answer) -> dict[str, str]:
     """What of an environ is the request's; escapes of a query in one spelling."""
     environ: dict[str, str] = answer.json
-    keys = [key for key in environ if re.match("HTTP_|CONTENT_|PATH_INFO|REQUEST_METHOD|SCRIPT_NAME|body", key)]
-    decoded = re.sub("%([0-9A-F]{2})", lambda found: chr(int(found[1], 16)), environ["QUERY_STRING"].replace("+", " "))
-    return {**{key: environ[key] for key in keys}, "QUERY_STRING": decoded, "SCRIPT_NAME": environ["SCRIPT_NAME"]}
+    keys = [
+        key
+        for key in environ
+        if re.match("HTTP_|CONTENT_|PATH_INFO|REQUEST_METHOD|SCRIPT_NAME|body", key)
+    ]
+    decoded = re.sub(
+        "%([0-9A-F]{2})",
+        lambda found: chr(int(found[1], 16)),
+        environ["QUERY_STRING"].replace("+", " "),
+    )
+    return {
+        **{key: environ[key] for key in keys},
+        "QUERY_STRING": decoded,
+        "SCRIPT_NAME": environ["SCRIPT_NAME"],
+    }
 
 
 types = st.sampled_from(
-    TEXT_KINDS + BINARY_KINDS + ["text/html; charset=utf-8", "image/svg+xml", "text/x-acme", "a/b+json"]
+    TEXT_KINDS
+    + BINARY_KINDS
+    + ["text/html; charset=utf-8", "image/svg+xml", "text/x-acme", "a/b+json"]
 )
 statuses = st.integers(200, 599).filter(lambda status: status not in (204, 205, 304))
 
@@ -218,18 +283,37 @@ def test_the_client_sees_the_response_of_the_models_own_server(
     assert (seen.status, seen.body) == (expected.status, expected.body)
     for name, value in some.items():
         assert seen.header(name) == expected.header(name) == value
-    kinds = [str(got.header("content-type")).lower().replace("; charset=utf-8", "") for got in (seen, expected)]
+    kinds = [
+        str(got.header("content-type")).lower().replace("; charset=utf-8", "")
+        for got in (seen, expected)
+    ]
     assert kinds[0] == kinds[1]
 
 
-def test_schemathesis_finds_no_failure_that_the_models_own_server_does_not_have(stack: str, tmp_path: Path) -> None:
+def test_schemathesis_finds_no_failure_that_the_models_own_server_does_not_have(
+    stack: str, tmp_path: Path
+) -> None:
     app, port = ROOT / "examples" / "ocr", free_port()
     code = f"""import runpy, maxfw.core
 maxfw.core.MAXApp.run.__defaults__ = ("127.0.0.1", {port})
 runpy.run_path("app.py", run_name="__main__")"""
     program = str(Path(sys.executable).parent / "schemathesis")
-    options = ["--seed", "1", "--max-examples", str(100 * FACTOR), "--continue-on-failure", "--baseline", "known.json"]
-    command = [program, "run", *options, "--exclude-checks", "unsupported_method"]  # OpenWhisk itself refuses TRACE
+    options = [
+        "--seed",
+        "1",
+        "--max-examples",
+        str(max(5, int(100 * SHARE))),
+        "--continue-on-failure",
+        "--baseline",
+        "known.json",
+    ]
+    command = [
+        program,
+        "run",
+        *options,
+        "--exclude-checks",
+        "unsupported_method",
+    ]  # OpenWhisk itself refuses TRACE
     with (
         running(Process(stack, "-c", code, cwd=app, port=port)) as own,
         running(start_container(stack, app)) as container,
@@ -237,7 +321,9 @@ runpy.run_path("app.py", run_name="__main__")"""
     ):
         own.wait_ready()
         url = f"http://127.0.0.1:{own.port}/swagger.json"
-        done = subprocess.run([*command, "--baseline-update", url], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, "--baseline-update", url], cwd=tmp_path, capture_output=True, text=True
+        )
         assert "Tested: 2\n" in done.stdout
         assert "UndefinedStatusCode" in (tmp_path / "known.json").read_text()
         url = f"http://127.0.0.1:{web_port}{BASE}/swagger.json"

@@ -15,11 +15,14 @@ README = (ROOT / "README.md").read_text()
 
 
 def help_of(*command: str) -> str:
-    return subprocess.run([*command, "--help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [*command, "--help"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
 
 
 def variables_of(script: str) -> dict[str, str]:
-    """The environment variables that the script reads, and their defaults; TMPDIR is the system's."""
+    """The environment variables that the script reads, and their defaults; TMPDIR is the
+    system's."""
     return dict(re.findall(r"\$\{(?!TMPDIR)([A-Z]+):-([^}]*)\}", (ROOT / script).read_text()))
 
 
@@ -40,7 +43,9 @@ def test_the_help_lists_every_variable_of_a_script(script: str) -> None:
 
 def test_the_readme_names_no_other_variable() -> None:
     known = {*openwhisk.SETTINGS, *variables_of("build.sh"), *variables_of("deploy.sh")}
-    assert set(re.findall(r"\b([A-Z_]{3,})=", README)) <= known | {"MODEL"}  # the Dockerfile's build argument
+    assert set(re.findall(r"\b([A-Z_]{3,})=", README)) <= known | {
+        "MODEL"
+    }  # the Dockerfile's build argument
     assert "ARG MODEL\n" in (ROOT / "Dockerfile").read_text()
 
 
@@ -52,7 +57,10 @@ def test_every_command_is_run_by_a_test() -> None:
 
 
 def test_the_development_server_prints_the_url(recorder: Process) -> None:
-    command, port = ".venv/bin/python devserver.py http://127.0.0.1:8080 --action max-ocr --web raw", str(free_port())
+    command, port = (
+        ".venv/bin/python devserver.py http://127.0.0.1:8080 --action max-ocr --web raw",
+        str(free_port()),
+    )
     options = re.findall("--[a-z]+", help_of(sys.executable, "devserver.py"))
     assert set(re.findall("--[a-z]+", command)) <= set(options)
     arguments = command.replace("8080", str(recorder.port)).split()[1:]
@@ -67,7 +75,10 @@ def test_the_table_lists_every_stack() -> None:
         pythons, flask, werkzeug, rest, maxfw = (cell.strip() for cell in row.split("|")[1:6])
         pins = f"flask=={flask} werkzeug=={werkzeug} {rest.replace(' ', '==')} maxfw=={maxfw}"
         listed.update(dict.fromkeys(pythons.split(", "), set(pins.split())))
-    stacks = {file.stem: set(file.read_text().split()) for file in (ROOT / "requirements" / "stacks").glob("*.txt")}
+    stacks = {
+        file.stem: set(file.read_text().split())
+        for file in (ROOT / "requirements" / "stacks").glob("*.txt")
+    }
     assert set(listed) == set(stacks)
     for python, wanted in listed.items():
         assert wanted <= stacks[python], python

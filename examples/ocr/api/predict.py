@@ -9,13 +9,19 @@ from werkzeug.datastructures import FileStorage
 
 input_parser = MAX_API.parser()
 input_parser.add_argument(
-    "image", type=FileStorage, location="files", required=True, help="A picture (PNG, JPEG, BMP or WebP)"
+    "image",
+    type=FileStorage,
+    location="files",
+    required=True,
+    help="A picture (PNG, JPEG, BMP or WebP)",
 )
 predict_response = MAX_API.model(
     "ModelPredictResponse",
     {
         "status": fields.String(required=True, description="Response status message"),
-        "text": fields.List(fields.List(fields.String), description="The lines of each paragraph in the picture"),
+        "text": fields.List(
+            fields.List(fields.String), description="The lines of each paragraph in the picture"
+        ),
     },
 )
 

@@ -35,10 +35,13 @@ class ModelWrapper(MAXModelWrapper):
         return self.model(pixels)
 
     def _post_process(self, output: Any) -> list[list[str]]:
-        """Paragraphs of lines: what stands side by side is a line, a gap as high as a line ends a paragraph."""
+        """Paragraphs of lines: what stands side by side is a line, a gap as high as a line ends a
+        paragraph."""
         lines: list[Line] = []
         for box, text in (
-            sorted(zip(output.boxes, output.txts), key=lambda piece: middle(piece[0])) if output.txts else ()
+            sorted(zip(output.boxes, output.txts), key=lambda piece: middle(piece[0]))
+            if output.txts
+            else ()
         ):
             if lines and middle(box) - middle(lines[-1][0][0]) < np.ptp(box[:, 1]) / 3:
                 lines[-1].append((box, text))
@@ -50,7 +53,9 @@ class ModelWrapper(MAXModelWrapper):
             if above is None or box[:, 1].min() - above[0][0][:, 1].max() > np.ptp(box[:, 1]):
                 paragraphs.append([])
             paragraphs[-1].append(
-                " ".join(text for _, text in sorted(line, key=lambda piece: float(piece[0][:, 0].min())))
+                " ".join(
+                    text for _, text in sorted(line, key=lambda piece: float(piece[0][:, 0].min()))
+                )
             )
         return paragraphs
 

@@ -1,4 +1,5 @@
-"""A plain Flask app whose app.py runs it, with what can go wrong in a model and what only a test asks for."""
+"""A plain Flask app whose app.py runs it, with what can go wrong in a model and what only a test
+asks for."""
 
 import os
 import sys
@@ -26,14 +27,23 @@ def predict() -> Any:
     return jsonify(seen=parameters)
 
 
+@application.route("/model/metadata")
+def metadata() -> Any:
+    return jsonify(id="flask-app")
+
+
 @application.route("/environment")
 def environment() -> Any:
-    return jsonify({name: text for name, text in os.environ.items() if name.startswith(("__OW_", "SECRET"))})
+    return jsonify(
+        {name: text for name, text in os.environ.items() if name.startswith(("__OW_", "SECRET"))}
+    )
 
 
 @application.route("/ids")
 def ids() -> Any:
-    return jsonify({name: text for name, text in request.environ.items() if name.startswith("openwhisk.")})
+    return jsonify(
+        {name: text for name, text in request.environ.items() if name.startswith("openwhisk.")}
+    )
 
 
 @application.route("/print/<text>")
@@ -82,7 +92,9 @@ def sleep(seconds: Any) -> Any:
 @application.route("/bytes/<int:count>")
 def count(count: Any) -> Any:
     kind = request.args.get("type", "application/octet-stream")
-    return Response(b"7" * count if "random" not in request.args else os.urandom(count), content_type=kind)
+    return Response(
+        b"7" * count if "random" not in request.args else os.urandom(count), content_type=kind
+    )
 
 
 @application.route("/header")
@@ -127,7 +139,12 @@ class Raises:
         if environ["PATH_INFO"] == "/split":
             start_response(
                 "200 OK",
-                [("Content-Type", "text/plain"), ("X-Split", "a\r\nSet-Cookie: b"), ("X Name", "c"), ("X-Kept", "d")],
+                [
+                    ("Content-Type", "text/plain"),
+                    ("X-Split", "a\r\nSet-Cookie: b"),
+                    ("X Name", "c"),
+                    ("X-Kept", "d"),
+                ],
             )
             return [b"split"]
         return self.app(environ, start_response)

@@ -1,4 +1,5 @@
-"""A MAX model's server with one of every API shape found in IBM/MAX-*: routes under /model, a web app, plain pages."""
+"""A MAX model's server with one of every API shape found in IBM/MAX-*: routes under /model, a web
+app, plain pages."""
 
 import io
 import os
@@ -28,7 +29,9 @@ parser = MAX_API.parser()
 parser.add_argument("image", type=FileStorage, location="files", required=True, help="A picture")
 parser.add_argument("threshold", type=float, default=0.7)
 parser.add_argument("filter", action="split")
-answer = MAX_API.model("Answer", {"status": fields.String(required=True), "predictions": fields.List(fields.Raw)})
+answer = MAX_API.model(
+    "Answer", {"status": fields.String(required=True), "predictions": fields.List(fields.Raw)}
+)
 
 
 class Predict(PredictAPI):
@@ -58,7 +61,14 @@ class Metadata(MetadataAPI):
     @MAX_API.marshal_with(METADATA_SCHEMA)
     def get(self) -> Any:
         """What the model is"""
-        return {"id": "shapes", "name": "é 大", "description": "d", "type": "t", "license": "l", "source": "s"}
+        return {
+            "id": "shapes",
+            "name": "é 大",
+            "description": "d",
+            "type": "t",
+            "license": "l",
+            "source": "s",
+        }
 
 
 class Labels(CustomMAXAPI):
@@ -78,7 +88,9 @@ class Sound(CustomMAXAPI):
         """GET choice -> sound"""
         response = make_response(WAV)
         response.headers.set("Content-Type", "audio/wav")
-        response.headers.set("Content-Disposition", "attachment", filename=request.args.get("model", "up") + ".wav")
+        response.headers.set(
+            "Content-Disposition", "attachment", filename=request.args.get("model", "up") + ".wav"
+        )
         return response
 
 
@@ -107,14 +119,21 @@ class Text(CustomMAXAPI):
     @MAX_API.expect(sentence, validate=True)
     def post(self) -> Any:
         """JSON -> JSON, with a schema"""
-        return {"status": "ok", "predictions": [{text: len(text)} for text in MAX_API.payload["text"]]}
+        return {
+            "status": "ok",
+            "predictions": [{text: len(text)} for text in MAX_API.payload["text"]],
+        }
 
 
 class Big(CustomMAXAPI):
     def post(self) -> Any:
         """image -> a very big JSON"""
         request.files["image"].read()
-        return {"map": [[column % 7 for column in range(int(request.args["size"]))] for row in range(100)]}
+        return {
+            "map": [
+                [column % 7 for column in range(int(request.args["size"]))] for row in range(100)
+            ]
+        }
 
 
 class Error(CustomMAXAPI):
@@ -126,14 +145,20 @@ class Error(CustomMAXAPI):
             error.data = {"status": "error", "message": "Not a WAV: é"}  # type: ignore[attr-defined]
             raise error
         if how == "keywords":
-            abort_with(400, errors="first_word, second_word", message="The input format is not valid.")
+            abort_with(
+                400, errors="first_word, second_word", message="The input format is not valid."
+            )
         if how == "inference":
             abort(500, "Model Inference Failed with valid input")
         raise ValueError("secret")
 
 
-article = MAX_API.model("Article", {"context": fields.String(required=True), "questions": fields.List(fields.String)})
-articles = MAX_API.model("Articles", {"paragraphs": fields.List(fields.Nested(article), required=True)})
+article = MAX_API.model(
+    "Article", {"context": fields.String(required=True), "questions": fields.List(fields.String)}
+)
+articles = MAX_API.model(
+    "Articles", {"paragraphs": fields.List(fields.Nested(article), required=True)}
+)
 
 
 class Nested(CustomMAXAPI):
@@ -165,7 +190,9 @@ class Choice(CustomMAXAPI):
             lines = sum(1 for _ in file)
         os.remove(path)
         response = send_file(io.BytesIO(PNG), mimetype="image/jpeg")
-        response.headers["X-Seen"] = " ".join([str(lines), arguments["model"], str(arguments["num_results"])])
+        response.headers["X-Seen"] = " ".join(
+            [str(lines), arguments["model"], str(arguments["num_results"])]
+        )
         return response
 
 
@@ -229,7 +256,10 @@ def range_of_bytes() -> Any:
 
 @app.route("/etag")
 def etag() -> Any:
-    response = Response("cached" * int(request.args.get("times", 1)), mimetype=request.args.get("type", "text/plain"))
+    response = Response(
+        "cached" * int(request.args.get("times", 1)),
+        mimetype=request.args.get("type", "text/plain"),
+    )
     response.set_etag("abc")
     return response.make_conditional(request)
 

@@ -1,4 +1,5 @@
-"""A bare WSGI app that answers with what it was asked, or with what the query's `answer` asks for."""
+"""A bare WSGI app that answers with what it was asked, or with what the query's `answer` asks
+for."""
 
 import base64
 import json
@@ -15,12 +16,16 @@ def record(environ: Any, start_response: Any) -> Any:
     wanted = parse_qs(environ["QUERY_STRING"]).get("answer")
     if wanted:
         answer = json.loads(wanted[0])
-        start_response(str(answer["status"]) + " Answered", [(name, text) for name, text in answer["headers"]])
+        start_response(
+            str(answer["status"]) + " Answered", [(name, text) for name, text in answer["headers"]]
+        )
         return [base64.b64decode(answer["body"])]
     seen = {key: environ[key] for key in environ if isinstance(environ[key], str)}
     seen["body"] = base64.b64encode(body).decode()
     data = json.dumps(seen).encode()
-    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(data)))])
+    start_response(
+        "200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(data)))]
+    )
     return [data]
 
 
@@ -32,4 +37,6 @@ app = validator(record)
 if __name__ == "__main__":
     from werkzeug.serving import run_simple
 
-    run_simple("127.0.0.1", int(sys.argv[1]), record, threaded=True)  # whose own environ is not quite valid
+    run_simple(
+        "127.0.0.1", int(sys.argv[1]), record, threaded=True
+    )  # whose own environ is not quite valid

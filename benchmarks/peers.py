@@ -1,0 +1,181 @@
+"""What an adapter takes of a request: openwhisk.py, those of AWS Lambda, and the obvious design.
+
+    python benchmarks/peers.py [--rounds N]
+
+Takes the packages of `pip install apig-wsgi serverless-wsgi mangum a2wsgi`. Each has the same Flask
+app and upload in this process, from its platform's event as JSON to the answer as JSON. Prints a
+table of medians in ms; the WSGI call alone is what no adapter can be faster than.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import importlib.metadata
+import io
+import json
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from flask import Flask, Response, jsonify, request
+from latency import ROOT, SIZES, message, multipart, table
+from werkzeug.test import create_environ
+
+try:
+    import serverless_wsgi
+    from a2wsgi import WSGIMiddleware
+    from apig_wsgi import make_lambda_handler
+    from mangum import Mangum
+except ImportError as error:
+    sys.exit(f"{error}: pip install apig-wsgi serverless-wsgi mangum a2wsgi")
+
+sys.path.insert(0, str(ROOT))
+import openwhisk
+
+PACKAGES = ("flask", "werkzeug", "apig-wsgi", "serverless-wsgi", "mangum", "a2wsgi")
+PATH = "/model/predict"
+KIND = "multipart/form-data; boundary=B0UND"
+HEADERS = {"host": "localhost", "user-agent": "curl/8.5.0", "accept": "*/*", "content-type": KIND}
+FEWER = {"1 MB": 5, "5 MB": 10}  # the rounds are divided by these
+WARM_UP = 5  # rounds that are not counted
+
+Adapter = Callable[[bytes], bytes]
+Call = Callable[[], bytes]
+
+app = Flask(__name__)
+client = app.test_client()
+
+
+@app.post(PATH)
+def predict() -> Response:
+    return jsonify(length=len(request.files["image"].read()))
+
+
+def activation(body: bytes) -> bytes:
+    """POST /run's, with all the ids that OpenWhisk sends along."""
+    made = json.loads(message("POST", PATH, body, KIND))
+    made["value"]["__ow_headers"] = HEADERS
+    made.update(dict.fromkeys(openwhisk.IDS[1:], "0123456789abcdef"), deadline="1788000000000")
+    return json.dumps(made).encode()
+
+
+def api_gateway(body: bytes) -> bytes:
+    """The event of an HTTP API, in its format 2.0."""
+    http = {"method": "POST", "path": PATH, "protocol": "HTTP/1.1", "sourceIp": "192.0.2.1"}
+    ids = {"accountId": "123456789012", "apiId": "0123456789", "requestId": "0123456789abcdef"}
+    event: dict[str, Any] = {"version": "2.0", "routeKey": "$default", "isBase64Encoded": True}
+    event.update(rawPath=PATH, rawQueryString="", body=base64.b64encode(body).decode())
+    event["headers"] = {**HEADERS, "content-length": str(len(body))}
+    event["requestContext"] = {**ids, "stage": "$default", "http": http}
+    return json.dumps(event).encode()
+
+
+def wsgi_call(body: bytes) -> Call:
+    prepared = create_environ(PATH, method="POST", headers=HEADERS, data=body)
+
+    def start_response(status: str, *_: Any) -> Any:
+        if status != "200 OK":
+            raise RuntimeError(f"the app answered with {status}")
+
+    def call() -> bytes:
+        answer: Any = app({**prepared, "wsgi.input": io.BytesIO(body)}, start_response)
+        data = b"".join(answer)
+        answer.close()
+        return data
+
+    return call
+
+
+def own(data: bytes) -> bytes:
+    environ = openwhisk.environ_of(openwhisk.parse(data), PATH)
+    result = openwhisk.result_of(openwhisk.call(app, environ, 0))
+    return b"".join(openwhisk.serialize(result)[1])
+
+
+def on_lambda(handler: Callable[[Any, Any], Any]) -> Adapter:
+    return lambda data: json.dumps(handler(json.loads(data), None)).encode()
+
+
+def obvious(data: bytes) -> bytes:
+    value = json.loads(data)["value"]
+    response = client.open(
+        value["__ow_path"],
+        method=value["__ow_method"],
+        query_string=value["__ow_query"],
+        headers=value["__ow_headers"],
+        data=base64.b64decode(value["__ow_body"]),
+    )
+    answer = {"statusCode": response.status_code, "headers": dict(response.headers)}
+    return json.dumps({**answer, "body": response.get_data(as_text=True)}).encode()
+
+
+def adapters() -> dict[str, tuple[Adapter, Callable[[bytes], bytes]]]:
+    """Each with what makes its platform's event of a body."""
+    asyncio.set_event_loop(asyncio.new_event_loop())  # for all of Mangum's calls
+    wsgi: Any = app  # for their types of an app are not Flask's
+    asgi: Any = WSGIMiddleware(wsgi)
+    apig = make_lambda_handler(app, binary_support=True)
+    return {
+        "openwhisk.py": (own, activation),
+        "apig-wsgi": (on_lambda(apig), api_gateway),
+        "serverless-wsgi": (on_lambda(partial(serverless_wsgi.handle_request, app)), api_gateway),
+        "Mangum with a2wsgi": (on_lambda(Mangum(asgi, lifespan="off")), api_gateway),
+        "json, base64, Flask's test client": (obvious, activation),
+    }
+
+
+def check(name: str, data: bytes, size: int) -> None:
+    """Raises RuntimeError unless it is the answer to an upload of this size."""
+    answer = json.loads(data)
+    body = json.loads(answer["body"]) if "body" in answer else answer
+    if answer.get("statusCode", 200) != 200 or body != {"length": size}:
+        raise RuntimeError(f"{name} answered {data[:200]!r}")
+
+
+def medians(calls: dict[str, Call], rounds: int) -> list[float]:
+    """In ms. The order is one of chance, as each call leaves its garbage to the next one."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    order, chance = list(calls), random.Random(0)
+    for _ in range(WARM_UP + rounds):
+        chance.shuffle(order)
+        for name in order:
+            started = time.perf_counter()
+            calls[name]()
+            seconds[name].append(time.perf_counter() - started)
+    return [1000 * statistics.median(some[WARM_UP:]) for some in seconds.values()]
+
+
+def measure(rounds: int) -> list[list[str]]:
+    columns, kinds = [], adapters()
+    for size_name, size in SIZES.items():
+        body = multipart(size)
+        calls = {"the WSGI call alone": wsgi_call(body)}
+        calls.update({name: partial(by, event(body)) for name, (by, event) in kinds.items()})
+        for name, call in calls.items():
+            check(name, call(), size)
+        figures = medians(calls, max(1, rounds // FEWER.get(size_name, 1)))
+        columns.append([f"{figure:#.3g}".rstrip(".") for figure in figures])
+    return [list(row) for row in zip(calls, *columns)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    text = "of 1 kB and of 100 kB; a fifth of 1 MB, a tenth of 5 MB (default: %(default)s)"
+    parser.add_argument("--rounds", type=int, default=1000, help=text)
+    rows = measure(parser.parse_args().rounds)
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in PACKAGES]
+    print(f"Python {platform.python_version()}, {', '.join(versions)}\n")
+    print(table(["ms", *SIZES], rows))
+
+
+if __name__ == "__main__":
+    main()

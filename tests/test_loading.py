@@ -1,0 +1,168 @@
+"""POST /init and how the model is found: app.py as the image would run it, or WSGI_APP; what is
+said if it fails."""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import json
+import time
+from pathlib import Path
+
+import pytest
+from conftest import (
+    LIVE_APPS,
+    SENTINEL,
+    Process,
+    running,
+    start_container,
+    text_of,
+    web,
+)
+
+
+class TestInit:
+    def test_should_answer_ok_again_and_again(self, flask_app: Process) -> None:
+        for _ in range(3):
+            answer = flask_app.post(
+                "/init", {"value": {"name": "rec", "binary": False, "main": "main"}}
+            )
+            assert (answer.status, answer.json) == (200, {"ok": True})
+
+    def test_should_export_the_platforms_names_only(self, flask_app: Process) -> None:
+        env = {
+            "__OW_API_HOST": "http://host",
+            "__OW_NAMESPACE": "guest",
+            "SECRET_TOO": "x",
+            "PATH": "/evil",
+        }
+        flask_app.post("/init", {"value": {"env": env}})
+        seen = json.loads(text_of(flask_app.run(web("/environment"))))
+        assert seen["__OW_API_HOST"] == "http://host"
+        assert seen["__OW_NAMESPACE"] == "guest"
+        assert set(seen) & {"SECRET", "SECRET_TOO"} == {"SECRET"}
+
+    def test_should_wait_until_the_model_is_loaded(self, stack: str, tmp_path: Path) -> None:
+        loaded = tmp_path / "loaded"
+        with (
+            running(start_container(stack, LIVE_APPS / "slow", LOADED_WHEN=str(loaded))) as process,
+            concurrent.futures.ThreadPoolExecutor() as pool,
+        ):
+            process.until("loading", process.out)
+            inits = [pool.submit(process.post, "/init", {"value": {}}) for _ in range(2)]
+            run = pool.submit(process.run, web("/"))
+            own = process.request("GET", "/")
+            assert (own.status, own.header("retry-after")) == (503, "1")
+            assert own.json == {"error": "The model is not loaded; the log says more."}
+            assert not run.done()
+            assert not any(init.done() for init in inits)
+            loaded.touch()
+            assert [init.result().json for init in inits] == [{"ok": True}] * 2
+            assert text_of(run.result()) == "loaded"
+
+    def test_should_name_the_timeout_when_the_deadline_comes_before_the_model(
+        self, stack: str, tmp_path: Path
+    ) -> None:
+        with running(
+            start_container(stack, LIVE_APPS / "slow", LOADED_WHEN=str(tmp_path / "never"))
+        ) as process:
+            deadline = str(int(time.time() * 1000) + 1500)
+            answer = process.post("/init", {"value": {"env": {"__OW_DEADLINE": deadline}}})
+            assert answer.status == 502
+            assert "--timeout" in answer.json["error"]
+            result = process.run(web("/"), deadline=deadline)
+            assert result["error"]["statusCode"] == 503
+
+    @pytest.mark.parametrize(
+        ("app", "env", "words"),
+        [
+            ("broken", {}, ["app.py in ", "OSError: no weights"]),
+            ("", {}, ["app.py in ", "FileNotFoundError"]),
+            ("runless", {}, ["app.py in ", "run()", "WSGI_APP"]),
+            (
+                "recorder",
+                {"WSGI_APP": "nowhere:app"},
+                ["WSGI_APP=nowhere:app", "ModuleNotFoundError", "nowhere"],
+            ),
+            (
+                "recorder",
+                {"WSGI_APP": "app:nothing"},
+                ["WSGI_APP=app:nothing", "AttributeError", "nothing"],
+            ),
+            (
+                "recorder",
+                {"WSGI_APP": "app:json"},
+                ["WSGI_APP=app:json", "TypeError", "not callable"],
+            ),
+        ],
+    )
+    def test_should_say_why_the_model_did_not_load(
+        self, stack: str, app: str, env: dict[str, str], words: list[str]
+    ) -> None:
+        with running(start_container(stack, LIVE_APPS / app, **env)) as process:
+            answer = process.post("/init", {"value": {}})
+            assert answer.status == 502
+            assert all(word in answer.json["error"] for word in words), answer.json
+            assert "Traceback" in process.until(SENTINEL, process.err)
+            assert process.until(SENTINEL, process.out) == SENTINEL + "\n"
+            result = process.run(web())
+            assert result["error"]["statusCode"] == 503
+            assert "weights" not in json.dumps(result)
+            assert process.request("GET", "/").status == 503
+
+
+class TestApps:
+    """WSGI apps that are not MAX's, with WSGI_APP."""
+
+    def test_should_be_of_django(self, stack: str) -> None:
+        with running(
+            start_container(stack, LIVE_APPS / "django_app", WSGI_APP="app:application")
+        ) as process:
+            body = base64.b64encode(b'{"a": 1}').decode()
+            headers = {"content_type": "application/json", "host": "h.example"}
+            result = process.run(web("", "post", body, **headers))
+            url = "http://h.example/api/v1/web/guest/default/rec/model/predict"
+            assert json.loads(text_of(result)) == {"seen": {"a": 1}, "url": url}
+            form = (
+                b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n'
+                b"Content-Type: image/png\r\n\r\n\xff\r\n--x--\r\n"
+            )
+            result = process.run(
+                web(
+                    "",
+                    "post",
+                    base64.b64encode(form).decode(),
+                    content_type="multipart/form-data; boundary=x",
+                )
+            )
+            assert (result["headers"]["Content-Type"], base64.b64decode(result["body"])) == (
+                "image/png",
+                b"\xff",
+            )
+
+    def test_should_be_of_flask_and_of_no_framework(self, stack: str, recorder: Process) -> None:
+        assert recorder.run(web("/x"))["statusCode"] == 200
+        with running(
+            start_container(stack, LIVE_APPS / "plain_flask", WSGI_APP="service.api:app")
+        ) as process:
+            assert text_of(process.run(web("/hello"))) == "hello"
+
+    @pytest.mark.parametrize("how", ["thread", "two", "simple"])
+    def test_should_be_taken_however_it_is_run(self, stack: str, how: str) -> None:
+        with running(start_container(stack, LIVE_APPS / "started", HOW=how)) as process:
+            assert process.post("/init", {"value": {}}).json == {"ok": True}
+            assert text_of(process.run(web("/"))) == "the model of " + str(LIVE_APPS / "started")
+
+    def test_should_be_free_to_start_and_stop_processes(self, stack: str) -> None:
+        with running(start_container(stack, LIVE_APPS / "started", HOW="simple")) as process:
+            assert text_of(process.run(web("/processes"))) == "-15 [1, 4]"
+            assert text_of(process.run(web("/"))).startswith("the model")
+
+    def test_should_meet_no_deprecation_of_ours(self, stack: str) -> None:
+        env = {"PYTHONWARNINGS": "error", "WSGI_APP": "service.api:app"}
+        with running(start_container(stack, LIVE_APPS / "plain_flask", **env)) as process:
+            assert process.post("/init", {"value": {}}).json == {"ok": True}
+            assert text_of(process.run(web("/hello", accept_encoding="gzip"))) == "hello"
+            assert process.request("GET", "/hello").body == b"hello"
+            assert process.stop() == 0
+            assert process.rest(process.err) == SENTINEL + "\n"

@@ -1,0 +1,44 @@
+"""An activation's log: what the model prints, and a sentinel on a line of its own, on both
+streams."""
+
+from __future__ import annotations
+
+import socket
+
+from conftest import (
+    SENTINEL,
+    Process,
+    text_of,
+    web,
+)
+
+
+class TestLogs:
+    def test_should_end_each_activation_with_the_sentinel_on_a_line_of_its_own(
+        self, flask_app: Process
+    ) -> None:
+        assert flask_app.until("loading", flask_app.out) == "loading\n"
+        for query in ("", "end="):
+            flask_app.run(web("/print/é", query=query))
+            assert flask_app.until(SENTINEL, flask_app.out) == f"out é\n{SENTINEL}\n"
+            assert flask_app.until(SENTINEL, flask_app.err) == f"err é\n{SENTINEL}\n"
+        flask_app.post("/run", b"{")
+        assert flask_app.until(SENTINEL, flask_app.out) == SENTINEL + "\n"
+
+    def test_should_hold_nothing_but_what_the_app_prints(self, flask_app: Process) -> None:
+        flask_app.request("GET", "/print/x")
+        flask_app.request("GET", "/nowhere")
+        with socket.create_connection(("127.0.0.1", flask_app.port)) as client:
+            client.sendall(b"nonsense\r\n\r\n")
+            assert client.recv(9)
+        assert flask_app.stop() == 0
+        assert flask_app.rest(flask_app.out) == "loading\nout x\n"
+        assert flask_app.rest(flask_app.err) == "err x\n"
+
+    def test_should_end_even_if_the_app_closes_stdout(self, flask_app: Process) -> None:
+        flask_app.until("loading", flask_app.out)
+        assert text_of(flask_app.run(web("/close-stdout"))) == "closed"
+        assert flask_app.until(SENTINEL, flask_app.out) == SENTINEL + "\n"
+        assert flask_app.run(web("/raise"))["error"]["statusCode"] == 500
+        flask_app.until(SENTINEL, flask_app.err)
+        assert "RuntimeError: secret" in flask_app.until(SENTINEL, flask_app.err)

@@ -1,0 +1,321 @@
+"""From POST /run to what the app sees, for messages of OpenWhisk and for any others."""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import functools
+import io
+import json
+import os
+import socket
+from typing import Any
+
+import pytest
+from conftest import (
+    LIVE_APPS,
+    ROOT,
+    Process,
+    free_port,
+    running,
+    start_container,
+    text_of,
+    web,
+)
+
+import openwhisk
+
+EVERY_ID = {
+    "action_name": "/guest/models/rec",
+    "action_version": "0.0.1",
+    "activation_id": "a1",
+    "deadline": "9999999999999",
+    "namespace": "guest",
+    "transaction_id": "t1",
+    "api_key": "k",
+}
+
+
+class TestRun:
+    def test_should_serve_the_bare_url_with_the_predict_path(
+        self, recorder: Process, stack: str
+    ) -> None:
+        assert (
+            json.loads(text_of(recorder.run(web(method="post"))))["PATH_INFO"] == "/model/predict"
+        )
+        with running(
+            start_container(stack, LIVE_APPS / "recorder", WSGI_APP="app:app", PREDICT_PATH="/v1/x")
+        ) as process:
+            assert json.loads(text_of(process.run(web(query="a=1"))))["PATH_INFO"] == "/v1/x"
+
+    @pytest.mark.parametrize(
+        ("name", "base"),
+        [
+            ("/guest/ocr", "/api/v1/web/guest/default/ocr"),
+            ("/guest/models/ocr", "/api/v1/web/guest/models/ocr"),
+            ("/a b@c.d_e/ocr", "/api/v1/web/a b@c.d_e/default/ocr"),
+        ],
+    )
+    def test_should_mount_the_app_at_the_web_actions_path(
+        self, recorder: Process, name: str, base: str
+    ) -> None:
+        assert json.loads(text_of(recorder.run(web("/x"), action_name=name)))["SCRIPT_NAME"] == base
+
+    @pytest.mark.parametrize(
+        ("headers", "expected"),
+        [
+            ({"host": "h.example"}, ("http", "h.example", "h.example", "80")),
+            ({"host": "h.example:3233"}, ("http", "h.example:3233", "h.example", "3233")),
+            ({"host": "[::1]:81"}, ("http", "[::1]:81", "[::1]", "81")),
+            (
+                {"host": "h", "x_forwarded_proto": "https", "x_forwarded_host": "f.example"},
+                ("https", "f.example", "f.example", "443"),
+            ),
+            (
+                {"host": "h", "x_forwarded_proto": "https,http", "x_forwarded_host": "f:8443, g"},
+                ("https", "f:8443", "f", "8443"),
+            ),
+            ({}, ("http", "localhost", "localhost", "80")),
+        ],
+    )
+    def test_should_take_scheme_and_host_from_the_headers(
+        self, recorder: Process, headers: dict[str, str], expected: tuple[str, ...]
+    ) -> None:
+        seen = json.loads(text_of(recorder.run(web("/urls", **headers))))
+        assert (
+            tuple(
+                seen[key] for key in ("wsgi.url_scheme", "HTTP_HOST", "SERVER_NAME", "SERVER_PORT")
+            )
+            == expected
+        )
+
+    def test_should_pass_user_and_client_on(self, recorder: Process) -> None:
+        seen = json.loads(
+            text_of(
+                recorder.run({**web("/x", x_forwarded_for="1.2.3.4, 5.6.7.8"), "__ow_user": "me"})
+            )
+        )
+        assert (seen["REMOTE_USER"], seen["REMOTE_ADDR"]) == ("me", "5.6.7.8")
+
+    def test_should_prefer_a_header_with_dashes(self, recorder: Process) -> None:
+        value = web("/x")
+        value["__ow_headers"] = {
+            "x_a": "under",
+            "x-a": "dash",
+            "content_type": "x",
+            "accept-encoding": "gzip",
+        }
+        seen = json.loads(text_of(recorder.run(value)))
+        assert seen["HTTP_X_A"] == "dash"
+        assert "HTTP_ACCEPT_ENCODING" not in seen
+
+    def test_should_give_the_app_the_activations_ids(self, flask_app: Process) -> None:
+        seen = json.loads(text_of(flask_app.run(web("/ids"), **EVERY_ID)))
+        assert seen == {"openwhisk." + name: text for name, text in EVERY_ID.items()}
+        environment = json.loads(text_of(flask_app.run(web("/environment"), **EVERY_ID)))
+        assert {
+            f"__OW_{name.upper()}": text for name, text in EVERY_ID.items()
+        }.items() <= environment.items()
+
+    def test_should_run_activations_at_once_and_apart(self, flask_app: Process) -> None:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            runs = [
+                pool.submit(flask_app.run, web(f"/together/{name}"), activation_id=f"id {name}")
+                for name in "abcd"
+            ]
+        assert [json.loads(text_of(run.result())) for run in runs] == [
+            {"name": name, "activation": f"id {name}"} for name in "abcd"
+        ]
+
+    def test_should_send_a_browser_at_the_bare_url_to_the_ui(self, flask_app: Process) -> None:
+        result = flask_app.run(web(accept="text/html,*/*"))
+        assert (result["statusCode"], result["headers"]) == (
+            302,
+            {"Location": "/api/v1/web/guest/default/rec/"},
+        )
+        assert flask_app.run(web(accept="*/*"))["statusCode"] in (404, 405)
+        assert flask_app.run(web("/model/predict", accept="text/html"))["statusCode"] in (404, 405)
+        assert flask_app.run(web(accept="text/html", method="delete"))["statusCode"] == 405
+
+    def test_should_post_a_plain_invocations_parameters(self, flask_app: Process) -> None:
+        assert flask_app.run({"a": 1, "b": ["é"]}) == {"seen": {"a": 1, "b": ["é"]}}
+        assert flask_app.run({}) == {"seen": {}}
+        assert flask_app.run({"error": 1}) == {"error": {"message": "bad input"}}
+        assert flask_app.run({"text": 1})["body"] == "just text"
+        assert json.loads(flask_app.run({"list": 1})["body"]) == [1, 2]
+        assert flask_app.run({"nan": 1})["statusCode"] == 200
+
+    def test_should_make_requests_again_under_web_true(self, recorder: Process) -> None:
+        value = {
+            "__ow_method": "get",
+            "__ow_path": "/x",
+            "__ow_headers": {"content-type": "application/json"},
+            "a": "1",
+        }
+        seen = json.loads(text_of(recorder.run(value)))
+        assert (seen["QUERY_STRING"], seen["body"]) == ("a=1", "")
+        seen = json.loads(text_of(recorder.run({**value, "__ow_method": "post"})))
+        assert (seen["QUERY_STRING"], base64.b64decode(seen["body"])) == ("", b'{"a": "1"}')
+        seen = json.loads(text_of(recorder.run({**value, "__ow_method": "post", "__ow_body": [1]})))
+        assert (seen["QUERY_STRING"], base64.b64decode(seen["body"])) == ("a=1", b"[1]")
+
+    def test_should_serve_the_whole_of_wsgi(self, flask_app: Process) -> None:
+        assert text_of(flask_app.run(web("/write"))) == "written, returned"
+
+
+NOT_OBJECTS = [
+    b"",
+    b"\xff",
+    b"{",
+    b"[]",
+    b"null",
+    b"1",
+    b'"x"',
+    b"[" * 100_000,
+    b'{"value": ' + b'{"a":' * 50_000,
+]
+NOT_MESSAGES = [
+    b"{}",
+    b'{"value": null}',
+    b'{"value": []}',
+    b'{"value": 1}',
+    b'{"value": {"a": NaN}}',
+]
+WRONG_VALUES: list[dict[str, Any]] = [
+    *({"__ow_method": method} for method in (None, 1, "", "brew coffee")),
+    *({"__ow_path": path} for path in (1, "x", "/\ud800")),
+    {"__ow_headers": []},
+    {"__ow_headers": {"a": 1}},
+    {"__ow_headers": {"content-type": None}},
+    *({"__ow_query": query} for query in (1, "\ud800")),
+    *({"__ow_body": body} for body in (1, "!!!", "abc", "YWJ\nj")),
+    {"__ow_user": 1},
+]
+WRONG_FIELDS: list[dict[str, Any]] = [
+    *({"action_name": name} for name in (1, "x")),
+    *({"activation_id": name} for name in (5, "a\0b")),
+    {"namespace": "\ud800"},
+    {"deadline": "soon"},
+]
+MALFORMED = [
+    *NOT_OBJECTS,
+    *NOT_MESSAGES,
+    *(json.dumps({"value": {**web(), **wrong}}).encode() for wrong in WRONG_VALUES),
+    *(json.dumps({"value": web("/ids"), **wrong}).encode() for wrong in WRONG_FIELDS),
+]
+
+
+NOT_BASE64 = ["QUI", "QUI==", "QUI=QUI=", "QU\nI", "QUI!", " QUI=", "QUI=\n", "=QUI", "AA=A"]
+NOT_BASE64 += ["QUI=QUI!", "Q===", "====", "é" * 4]
+
+
+class TestMessage:
+    """Never anything but HTTP 200 with Content-Length and a JSON object (Process.post checks
+    it)."""
+
+    @pytest.mark.parametrize("message", MALFORMED)
+    def test_should_be_answered_whatever_it_is(self, recorder: Process, message: bytes) -> None:
+        answer = recorder.post("/run", message)
+        assert answer.status == 200
+        assert "Traceback" not in answer.body.decode()
+        assert recorder.post("/init", message).status in (200, 502)
+        assert recorder.run(web("/alive"))["statusCode"] == 200
+
+    @pytest.mark.parametrize("body", [*NOT_BASE64, 10**11])
+    def test_should_be_refused_when_its_body_is_not_base64(
+        self, recorder: Process, body: Any
+    ) -> None:
+        result = recorder.run({**web("/x", "post", content_type="image/png"), "__ow_body": body})
+        assert result["error"]["statusCode"] == 400
+
+    @pytest.mark.parametrize("size", [*range(9), 1_000_000])
+    def test_should_be_read_without_openssl_too(
+        self, size: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data = os.urandom(size)
+        encoded = base64.b64encode(data)
+        assert openwhisk.decode_base64(encoded) == data
+        monkeypatch.setattr(openwhisk, "EVP_DecodeBlock", None)
+        assert openwhisk.decode_base64(encoded) == data
+
+    @pytest.mark.parametrize("way", ["OpenSSL", "Python"])
+    @pytest.mark.parametrize("text", [text for text in NOT_BASE64 if isinstance(text, str)])
+    def test_should_be_refused_without_openssl_too(
+        self, text: str, way: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert openwhisk.EVP_DecodeBlock
+        if way == "Python":
+            monkeypatch.setattr(openwhisk, "EVP_DecodeBlock", None)
+        with pytest.raises(ValueError, match="base64|padding"):
+            openwhisk.decode_base64(text.encode())
+
+    def test_should_be_served_when_it_is_5_mb(self, recorder: Process) -> None:
+        data = os.urandom(5_000_000)
+        value = web("/x", "post", base64.b64encode(data).decode(), content_type="image/png")
+        result = recorder.run(value)
+        assert result["error"]["statusCode"] == 500  # the recorder sends it all back
+
+    @pytest.mark.parametrize("text", ['"', "é\\n", "plain"])
+    def test_should_give_the_app_a_long_text(self, recorder: Process, text: str) -> None:
+        long = text * 50_000
+        raw = web("/x", "post", long, content_type="text/plain")
+        for value in (raw, {name: raw[name] for name in raw if name != "__ow_query"}):
+            seen = json.loads(text_of(recorder.run(value)))
+            assert base64.b64decode(seen["body"]) == long.encode()
+
+    def test_should_be_read_by_the_app_as_it_likes(self) -> None:
+        data = os.urandom(100_000)
+
+        def stream() -> io.BufferedReader:
+            return io.BufferedReader(
+                openwhisk.Base64Input(memoryview(base64.b64encode(data))), 65536
+            )
+
+        assert stream().read() == data
+        assert b"".join(stream()) == data
+        for size in (1, 2, 3, 4096, 65537):
+            for read in (stream().read, stream().read1):
+                assert b"".join(iter(functools.partial(read, size), b"")) == data
+
+    def test_should_be_answered_when_its_length_lies(self, flask_app: Process) -> None:
+        with socket.create_connection(("127.0.0.1", flask_app.port), timeout=30) as client:
+            client.sendall(b"POST /run HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{}")
+            client.shutdown(socket.SHUT_WR)
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+
+    def test_should_not_be_waited_for_longer_than_a_minute(self, stack: str) -> None:
+        """The minute is a second here."""
+        code, port = (
+            "import openwhisk; openwhisk.Handler.timeout = 1; openwhisk.main()",
+            free_port(),
+        )
+        env = {"PORT": str(port), "PYTHONPATH": str(ROOT), "WSGI_APP": "app:app"}
+        head = b"POST /run HTTP/1.1\r\nContent-Length: 9\r\n"
+        with running(
+            Process(stack, "-c", code, cwd=LIVE_APPS / "recorder", port=port, env=env).wait_ready()
+        ):
+            for sent, answer in (
+                (b"", b""),
+                (head, b""),
+                (head + b"\r\n{", b"HTTP/1.1 200 OK\r\n"),
+            ):
+                with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+                    client.sendall(sent)
+                    assert client.recv(17) == answer
+                    while client.recv(65536):
+                        pass
+
+    def test_should_be_answered_in_http_1_1_over_a_connection_that_says_it_closes(
+        self, flask_app: Process
+    ) -> None:
+        with socket.create_connection(("127.0.0.1", flask_app.port), timeout=30) as client:
+            body = json.dumps({"value": web("/print/x")}).encode()
+            client.sendall(
+                b"POST /run HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+                % len(body)
+                + body
+            )
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
+        assert answer.lower().count(b"connection: close") == 1

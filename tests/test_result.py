@@ -1,0 +1,201 @@
+"""From the app's response to the result: headers, text and base64, compression, limits, faults."""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import gzip
+import json
+import os
+import signal
+from urllib.parse import quote
+
+import pytest
+from conftest import (
+    LIVE_APPS,
+    ROOT,
+    SENTINEL,
+    Process,
+    free_port,
+    running,
+    start_container,
+    text_of,
+    web,
+)
+
+
+class TestResult:
+    def test_should_repeat_headers_and_leave_malformed_ones_out(self, flask_app: Process) -> None:
+        assert flask_app.run(web("/header"))["headers"]["X-Good"] == ["a", "b"]
+        assert flask_app.run(web("/split"))["headers"] == {
+            "Content-Type": "text/plain",
+            "X-Kept": "d",
+        }
+        log = flask_app.until("X Name", flask_app.err)
+        assert "'X-Split' is left out" in log
+
+    def test_should_count_a_server_error_as_a_failed_activation(self, flask_app: Process) -> None:
+        assert (
+            flask_app.run(web("/model/predict", "post", base64.b64encode(b"not JSON").decode()))[
+                "statusCode"
+            ]
+            == 400
+        )
+        result = flask_app.run(web("/status/700"))
+        assert result["error"]["statusCode"] == 500
+        assert "700" in result["error"]["body"]
+
+    def test_should_answer_an_exception_with_a_sentence_and_log_the_traceback(
+        self, flask_app: Process
+    ) -> None:
+        for path, words in (
+            ("/raise", "RuntimeError: secret"),
+            ("/raise-late", "RuntimeError: secret"),
+            ("/exit", "SystemExit: secret"),
+        ):
+            result = flask_app.run(web(path))
+            assert result["error"]["statusCode"] == 500
+            assert "secret" not in result["error"]["body"]
+            assert json.loads(result["error"]["body"])["error"]
+            assert words in flask_app.until(SENTINEL, flask_app.err)
+
+    def test_should_keep_to_the_limit(self, flask_app: Process, stack: str) -> None:
+        assert flask_app.run(web("/bytes/700000"))["statusCode"] == 200
+        result = flask_app.run(web("/bytes/800000"))
+        assert result["error"]["statusCode"] == 500
+        error = json.loads(result["error"]["body"])["error"]
+        assert "1048576" in error and "RESULT_LIMIT" in error and "--compressed" in error
+        for limit, status in (("0", 200), ("2000000", 200), ("1000", 500)):
+            with running(
+                start_container(stack, LIVE_APPS / "flask_app", RESULT_LIMIT=limit)
+            ) as process:
+                result = process.run(web("/bytes/800000"))
+                assert result.get("error", result)["statusCode"] == status
+                assert (
+                    process.run(web("/bytes/800000", "head"))
+                    .get("error", {})
+                    .get("statusCode", 200)
+                    == status
+                )
+
+    @pytest.mark.parametrize(
+        "kind", ["text/html", "application/json", "text/javascript", "image/png"]
+    )
+    def test_should_show_the_headers_of_a_get_to_a_head(self, max_app: Process, kind: str) -> None:
+        get, head = (
+            max_app.run(web("/encoded", method, query="type=" + quote(kind)))
+            for method in ("get", "head")
+        )
+        assert head["headers"] == get["headers"]
+        assert head["headers"]["Content-Type"].startswith(kind)
+
+    def test_should_leave_the_origin_to_the_controller(self, stack: str) -> None:
+        with running(start_container(stack, LIVE_APPS / "max_app", CORS_ENABLE="true")) as process:
+            headers = process.run(web("/model/labels", origin="https://x.example"))["headers"]
+        assert "access-control-allow-origin" not in {name.lower() for name in headers}
+
+    def test_should_compress_what_the_controller_can_carry(self, flask_app: Process) -> None:
+        for kind, sent in (
+            ("application/octet-stream",) * 2,
+            ("application/json",) * 2,
+            ("image/svg+xml",) * 2,
+            ("application/javascript", "text/javascript"),
+            ("text/javascript; charset=utf-8", "text/javascript"),
+        ):
+            result = flask_app.run(
+                web("/bytes/2000000", query="type=" + quote(kind), accept_encoding="gzip, br")
+            )
+            assert result["headers"] == {
+                "Content-Type": sent,
+                "Content-Encoding": "gzip",
+                "Vary": "Accept-Encoding",
+            }
+            assert gzip.decompress(base64.b64decode(result["body"])) == b"7" * 2000000
+        for path, query, accepted in (
+            ("/bytes/500000", "type=text/html", "gzip"),
+            ("/bytes/500000", "", "identity"),
+            ("/bytes/500000", "", "gzip;q=0"),
+            ("/bytes/500000", "random", "gzip"),
+            ("/bytes/999", "", "gzip"),
+        ):
+            assert (
+                "Content-Encoding"
+                not in flask_app.run(web(path, query=query, accept_encoding=accepted))["headers"]
+            )
+
+    def test_should_weaken_the_etag_of_what_it_compresses(self, stack: str) -> None:
+        with running(start_container(stack, LIVE_APPS / "max_app")) as process:
+            query = "times=200000&type=application/json"
+            plain = process.run(web("/etag", query=query.replace("200000", "2")))
+            result = process.run(web("/etag", query=query, accept_encoding="gzip"))
+        assert plain["headers"]["ETag"] == '"abc"'
+        assert result["headers"]["ETag"] == 'W/"abc"'
+        assert gzip.decompress(base64.b64decode(result["body"])) == b"cached" * 200_000
+
+    def test_should_carry_text_in_any_charset(self, recorder: Process, stack: str) -> None:
+        with running(start_container(stack, LIVE_APPS / "max_app")) as process:
+
+            def result(kind: str, body: bytes) -> tuple[str, str]:
+                got = process.run(web("/type", query=f"type={quote(kind)}&hex={body.hex()}"))
+                return got["headers"]["Content-Type"], got["body"]
+
+            assert result("text/plain; charset=iso-8859-1", b"caf\xe9")[1] == "café"
+            assert result("text/plain; charset=utf-16", "é".encode("utf-16"))[1] == "é"
+            assert result("application/json; charset=latin1", b'"\xe9"')[1] == '"é"'
+            exact = base64.b64encode(b"\xff\xfe\xe9").decode()
+            for kind in (
+                "text/plain",
+                "text/html; charset=utf-8",
+                "text/plain; charset=nonsense",
+                "garbage",
+                "",
+            ):
+                assert result(kind, b"\xff\xfe\xe9") == ("application/octet-stream", exact)
+            assert result("application/json", b"\xff\xfe\xe9") == ("application/json", exact)
+            assert result("application/pdf; charset=utf-8", b"\xff\xfe\xe9") == (
+                "application/pdf",
+                exact,
+            )
+
+
+class TestFaults:
+    def test_should_be_told_from_the_model_that_ends_its_process(self, flask_app: Process) -> None:
+        with pytest.raises(ConnectionError):
+            flask_app.run(web("/os-exit"))
+        assert flask_app.popen.wait(timeout=30) == 7
+
+    def test_should_be_of_the_model_that_exits_while_it_loads(self, stack: str) -> None:
+        with running(start_container(stack, LIVE_APPS / "exits")) as process:
+            answer = process.post("/init", {"value": {}})
+            assert answer.status == 502
+            assert answer.json["error"].endswith("SystemExit: no licence")
+
+    def test_should_not_come_of_ten_megabytes_of_log(self, flask_app: Process) -> None:
+        assert text_of(flask_app.run(web("/print-much"))) == "printed"
+        assert len(flask_app.until(SENTINEL, flask_app.out)) > 10_000_000
+
+    def test_should_not_come_of_a_pause(self, flask_app: Process) -> None:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            run = pool.submit(flask_app.run, web("/sleep/0.2"))
+            flask_app.until("asleep", flask_app.out)
+            flask_app.popen.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, flask_app.popen.pid, os.WSTOPPED)
+            assert not run.done()
+            flask_app.popen.send_signal(signal.SIGCONT)
+            assert text_of(run.result()) == "awake"
+
+    def test_should_be_told_when_the_disk_for_uploads_is_full(self, stack: str) -> None:
+        """A file size limit of 0 stands for the full disk; uploads over 500 kB go to disk."""
+        port, app = free_port(), LIVE_APPS / "flask_app"
+        command = f'ulimit -f 0; exec "{stack}" "{ROOT / "openwhisk.py"}"'
+        head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        with running(
+            Process("sh", "-c", command, cwd=app, port=port, env={"PORT": str(port)}).wait_ready()
+        ) as process:
+            for size, status in ((100, 200), (900_000, 500), (100, 200)):
+                body = base64.b64encode(head + bytes(size) + b"\r\n--x--\r\n").decode()
+                result = process.run(
+                    web("/upload", "post", body, content_type="multipart/form-data; boundary=x")
+                )
+                assert result.get("error", result)["statusCode"] == status
+                assert "Errno" not in str(result)

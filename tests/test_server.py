@@ -1,0 +1,120 @@
+"""The process in its container: settings, the port, the model's own HTTP on it, signals, processes
+that the model forks."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+from conftest import (
+    LIVE_APPS,
+    ROOT,
+    Process,
+    running,
+    start_container,
+    text_of,
+    web,
+)
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("PORT", "http"),
+            ("PORT", "0"),
+            ("PORT", "65536"),
+            ("PORT", "-1"),
+            ("RESULT_LIMIT", "1 MB"),
+            ("RESULT_LIMIT", "-1"),
+            ("PREDICT_PATH", "model/predict"),
+            ("WSGI_APP", "app.py"),
+            ("WSGI_APP", "app:"),
+            ("PORT", "²"),
+        ],
+    )
+    def test_should_be_named_when_they_make_no_sense(
+        self, stack: str, name: str, text: str
+    ) -> None:
+        process = Process(
+            stack, str(ROOT / "openwhisk.py"), cwd=LIVE_APPS / "recorder", env={name: text}
+        )
+        assert process.popen.wait(timeout=30) == 1
+        error = process.rest(process.err)
+        assert (
+            error.startswith(f"{name} must be ")
+            and repr(text) in error
+            and "Traceback" not in error
+        )
+
+    def test_should_say_so_when_the_port_is_taken(self, stack: str, flask_app: Process) -> None:
+        process = Process(
+            stack,
+            str(ROOT / "openwhisk.py"),
+            cwd=LIVE_APPS / "recorder",
+            env={"PORT": str(flask_app.port)},
+        )
+        assert process.popen.wait(timeout=30) == 1
+        assert str(flask_app.port) in process.rest(process.err)
+
+
+class TestOwnHttp:
+    def test_should_go_straight_through_to_the_model(self, flask_app: Process) -> None:
+        assert flask_app.request("GET", "/bytes/3").body == b"777"
+        assert flask_app.request("POST", "/model/predict", b'{"a": 1}').json == {"seen": {"a": 1}}
+        assert flask_app.request("GET", "/run").status == 404
+        assert flask_app.request("GET", "/init").status == 404
+
+
+class TestSignals:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_should_stop_an_idle_container_with_status_0(
+        self, flask_app: Process, number: int
+    ) -> None:
+        assert flask_app.stop(number) == 0
+
+    def test_should_stop_though_clients_keep_connections_open(self, flask_app: Process) -> None:
+        with (
+            socket.create_connection(("127.0.0.1", flask_app.port)),
+            socket.create_connection(("127.0.0.1", flask_app.port)) as half,
+        ):
+            half.sendall(b"POST /run HTTP/1.1\r\nContent-Length: 9")
+            flask_app.popen.send_signal(signal.SIGTERM)
+            assert flask_app.popen.wait(timeout=5) == 0
+
+    def test_should_let_running_activations_finish(self, flask_app: Process) -> None:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            run = pool.submit(flask_app.run, web("/sleep/1.5"))
+            flask_app.until("asleep", flask_app.out)
+            flask_app.popen.send_signal(signal.SIGTERM)
+            assert text_of(run.result()) == "awake"
+        assert flask_app.popen.wait(timeout=5) == 0
+        with pytest.raises(ConnectionRefusedError):
+            flask_app.request("GET", "/")
+
+    def test_should_not_wait_for_ever(self, flask_app: Process) -> None:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            run = pool.submit(flask_app.run, web("/sleep/30.0"))
+            flask_app.until("asleep", flask_app.out)
+            flask_app.popen.send_signal(signal.SIGTERM)
+            assert flask_app.popen.wait(timeout=10) == 0
+            assert isinstance(run.exception(), ConnectionError)
+
+    def test_should_leave_other_signals_to_the_app(self, stack: str) -> None:
+        app = LIVE_APPS / "recorder"
+        with running(start_container(stack, app, WSGI_APP="app:app", SIGNALS="1")) as process:
+            process.post("/init", {"value": {}})
+            process.popen.send_signal(signal.SIGUSR1)
+            process.until("SIGUSR1", process.out)
+            assert process.stop() == 0
+
+    def test_should_stop_while_loading(self, stack: str, tmp_path: Path) -> None:
+        with running(
+            start_container(stack, LIVE_APPS / "slow", LOADED_WHEN=str(tmp_path / "never"))
+        ) as process:
+            process.until("loading", process.out)
+            process.popen.send_signal(signal.SIGTERM)
+            assert process.popen.wait(timeout=5) == 0
