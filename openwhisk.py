@@ -721,8 +721,8 @@ TOO_SLOW = (
 OTHER_SERVERS = {"aiohttp", "bjoern", "cheroot", "eventlet", "gevent", "gunicorn", "hypercorn"}
 OTHER_SERVERS |= {"socketserver", "tornado", "uvicorn", "waitress"}
 OTHER_SERVER = (
-    "The model's app.py runs %s. If that serves a WSGI app, like those of Flask and Django, name it: "
-    "WSGI_APP=module:attribute. Other apps, like FastAPI's, openwhisk.py can't serve."
+    "The model's app.py runs %s. If that serves a WSGI app, like those of Flask and Django, name "
+    "it: WSGI_APP=module:attribute. Other apps, like FastAPI's, openwhisk.py can't serve."
 )
 DEFAULTS = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
 STOPS, STOP_SECONDS = (signal.SIGTERM, signal.SIGINT), 8  # of the 10 that `docker stop` waits
@@ -874,6 +874,8 @@ def stop_on_signals(server: serving.BaseWSGIServer, logs: List[Log]) -> Callable
             thread.join(max(0, last - time.time()))
         os._exit(0)
 
+    for number in STOPS:
+        signal.signal(number, stop)
     arm()
     os.fork = forking
     threading.Thread(target=watch, daemon=True).start()

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # Sourced by demo.sh and test.sh: install FILE... puts the requirements into .venv, once; $python is its Python.
+# install_stack FILE does that for a stack that is found in models' images, into .venv/stacks.
 
 fail() {
     echo "$*" >&2
@@ -29,4 +30,18 @@ install() {
     }
     touch "$stamp"
     rm "$log"
+}
+
+install_stack() { # with the Python that the file's name begins with
+    local name folder stamp
+    name=$(basename "$1" .txt) folder=.venv/stacks/$(basename "$1" .txt)
+    stamp=$folder/installed-$(cksum <"$1" | tr -d ' ')
+    [ -e "$stamp" ] && return
+    echo "Installing $1 into $folder"
+    rm -rf "$folder"
+    if ! "python${name%%-*}" -m venv "$folder" || ! "$folder/bin/pip" install -q --disable-pip-version-check -r "$1"; then
+        rm -rf "$folder"
+        fail "The stack $1 could not be installed."
+    fi
+    touch "$stamp"
 }

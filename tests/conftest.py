@@ -21,6 +21,7 @@ import threading
 import time
 import urllib.parse
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ hypothesis.settings.load_profile("quick")
 def pytest_addoption(parser: pytest.Parser) -> None:
     add = parser.addoption
     add("--stack", action="append", help="a Python that runs the apps; may be repeated")
+    add("--all", action="store_true", help="with Docker, too, which takes minutes")
     add("--screenshot", help="where test_demo.py puts its picture of the browser")
     add("--openwhisk", metavar="URL", help="a real OpenWhisk, like http://127.0.0.1:3233")
     add("--wsk", default="wsk", help="its command line (default: %(default)s)")
@@ -76,16 +78,53 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "stack" in metafunc.fixturenames:
-        stacks = metafunc.config.getoption("--stack") or [sys.executable]
-        names = [Path(python).parent.parent.name.lstrip(".") for python in stacks]
-        metafunc.parametrize("stack", stacks, ids=names, scope="session")
+        pythons = stacks(metafunc.config)
+        metafunc.parametrize("stack", pythons.values(), ids=pythons.keys(), scope="session")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--openwhisk"):
-        for item in items:
-            if not item.get_closest_marker("openwhisk"):
-                item.add_marker(pytest.mark.skip(reason="asks nothing of OpenWhisk itself"))
+    for item in items:
+        fixtures = getattr(item, "fixturenames", [])
+        if config.getoption("--openwhisk") and not item.get_closest_marker("openwhisk"):
+            item.add_marker(pytest.mark.skip(reason="skipped: they ask nothing of OpenWhisk"))
+        elif "engine" in fixtures and not config.getoption("--all"):
+            item.add_marker(pytest.mark.skip(reason="skipped: with Docker; ./test.sh --all"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """What was skipped, with how to get it."""
+    skipped = Counter(report.longrepr[2] for report in terminalreporter.getreports("skipped"))
+    for reason, count in skipped.items():
+        terminalreporter.line(f"{count} {reason}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The last line: what ran."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if hasattr(config, "workerinput") or reporter is None:
+        return
+    counts = {name: len(reporter.stats.get(name, [])) for name in ("passed", "failed", "error")}
+    missing = os.environ.get("MISSING_STACKS")
+    reporter.line(
+        f"{counts['passed']} passed, {counts['failed'] + counts['error']} failed, "
+        f"{len(reporter.stats.get('skipped', []))} skipped, on {', '.join(stacks(config))} in "
+        f"{reporter._session_start.elapsed().seconds:.0f} s"
+        + (
+            f"; for the stacks {missing} this machine has no Python (pyenv install)"
+            if missing
+            else ""
+        )
+    )
+
+
+def stacks(config: pytest.Config) -> dict[str, str]:
+    """The Pythons that run the apps, by name."""
+    pythons = config.getoption("--stack") or [sys.executable]
+    return {Path(python).parent.parent.name.lstrip("."): python for python in pythons}
 
 
 @pytest.hookimpl(trylast=True)

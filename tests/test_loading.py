@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import concurrent.futures
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -147,15 +148,65 @@ class TestApps:
         ) as process:
             assert text_of(process.run(web("/hello"))) == "hello"
 
-    @pytest.mark.parametrize("how", ["thread", "two", "simple"])
+    @pytest.mark.parametrize(
+        "how",
+        [
+            "thread",
+            "two",
+            "simple",
+            "keyword",
+            "later",
+            "joined",
+            "second",
+            "late",
+            "serial",
+            "asyncio",
+        ],
+    )
     def test_should_be_taken_however_it_is_run(self, stack: str, how: str) -> None:
         with running(start_container(stack, LIVE_APPS / "started", HOW=how)) as process:
             assert process.post("/init", {"value": {}}).json == {"ok": True}
-            assert text_of(process.run(web("/"))) == "the model of " + str(LIVE_APPS / "started")
+            for _ in range(5):
+                answer = text_of(process.run(web("/")))
+                assert answer == "the model of " + str(LIVE_APPS / "started")
+                time.sleep(0.1 if how == "later" else 0)
+            assert process.request("GET", "/").body.startswith(b"the model")
+
+    @pytest.mark.parametrize("how", ["serial", "simple"])
+    def test_should_get_one_request_at_a_time_if_it_asks_for_that(
+        self, stack: str, how: str
+    ) -> None:
+        with (
+            running(start_container(stack, LIVE_APPS / "started", HOW=how)) as process,
+            concurrent.futures.ThreadPoolExecutor() as pool,
+        ):
+            process.post("/init", {"value": {}})
+            runs = [pool.submit(process.run, web(f"/bound/{name}")) for name in "abcd"]
+            own = [pool.submit(process.request, "GET", f"/bound/{name}") for name in "efgh"]
+            assert [text_of(run.result()) for run in runs] == ["a 1", "b 1", "c 1", "d 1"]
+            assert [some.result().body for some in own] == [b"e 1", b"f 1", b"g 1", b"h 1"]
+            assert process.run(web("/nowhere"))["statusCode"] == 404
+
+    @pytest.mark.parametrize(
+        ("how", "server"),
+        [
+            ("wsgiref", "socketserver"),
+            ("waitress", "waitress"),
+            ("uvicorn", "uvicorn"),
+            ("gunicorn", "gunicorn"),
+        ],
+    )
+    def test_should_be_named_if_another_server_runs_it(self, how: str, server: str) -> None:
+        container = start_container(sys.executable, LIVE_APPS / "started", HOW=how)
+        with running(container) as process:
+            error = process.post("/init", {"value": {}}).json["error"]
+            assert f"app.py runs {server}." in error and "WSGI_APP=module:attribute" in error
+            assert process.request("GET", "/").status == 503
 
     def test_should_be_free_to_start_and_stop_processes(self, stack: str) -> None:
         with running(start_container(stack, LIVE_APPS / "started", HOW="simple")) as process:
             assert text_of(process.run(web("/processes"))) == "-15 [1, 4]"
+            assert text_of(process.run(web("/fork"))) == "0"
             assert text_of(process.run(web("/"))).startswith("the model")
 
     def test_should_meet_no_deprecation_of_ours(self, stack: str) -> None:

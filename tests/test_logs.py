@@ -42,3 +42,19 @@ class TestLogs:
         assert flask_app.run(web("/raise"))["error"]["statusCode"] == 500
         flask_app.until(SENTINEL, flask_app.err)
         assert "RuntimeError: secret" in flask_app.until(SENTINEL, flask_app.err)
+
+    def test_should_hold_what_a_rewrapped_stream_has_kept(self, flask_app: Process) -> None:
+        flask_app.until("loading", flask_app.out)
+        flask_app.run(web("/rewrap"))
+        assert flask_app.until(SENTINEL, flask_app.out) == f"rewrapped\n{SENTINEL}\n"
+        flask_app.run(web("/print/x", query="end="))
+        assert flask_app.until(SENTINEL, flask_app.out) == f"out x\n{SENTINEL}\n"
+
+    def test_should_end_on_a_line_of_its_own_while_threads_print(self, flask_app: Process) -> None:
+        for _ in range(100):
+            flask_app.run(web("/chatter/50"))
+        assert flask_app.stop() == 0
+        for lines in (flask_app.out, flask_app.err):
+            printed = flask_app.rest(lines).splitlines()
+            assert printed.count(SENTINEL) == 100
+            assert [line for line in printed if SENTINEL in line and line != SENTINEL] == []

@@ -7,7 +7,10 @@ import concurrent.futures
 import gzip
 import json
 import os
+import random
 import signal
+import zlib
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -22,6 +25,8 @@ from conftest import (
     text_of,
     web,
 )
+
+import openwhisk
 
 
 class TestResult:
@@ -88,6 +93,101 @@ class TestResult:
         )
         assert head["headers"] == get["headers"]
         assert head["headers"]["Content-Type"].startswith(kind)
+
+    def test_should_stop_an_endless_answer(self, flask_app: Process) -> None:
+        result = flask_app.run(web("/endless"))
+        assert result["error"]["statusCode"] == 500
+        error = json.loads(result["error"]["body"])["error"]
+        assert error.startswith("The answer takes over 33554432 bytes")
+        flask_app.until("the endless answer is closed", flask_app.out)
+        status = Path(f"/proc/{flask_app.popen.pid}/status").read_text()
+        assert int(status.partition("VmHWM:")[2].split()[0]) < 300_000  # kB at most
+
+    @pytest.mark.parametrize(
+        ("size", "status"), [(2_000_000, 200), (1_048_577, 200), (524_289, 200)]
+    )
+    def test_should_be_to_a_head_as_to_a_get_if_it_only_fits_in_gzip(
+        self, flask_app: Process, size: int, status: int
+    ) -> None:
+        get, head = (
+            flask_app.run(web(f"/bytes/{size}", method, accept_encoding="gzip"))
+            for method in ("get", "head")
+        )
+        assert get["statusCode"] == head["statusCode"] == status
+        assert get == head
+
+    @pytest.mark.parametrize("size", [0, 1, 524_288, 786_396, 786_397, 1_048_576, 2_000_000])
+    def test_should_be_as_long_to_a_head_as_to_a_get(self, flask_app: Process, size: int) -> None:
+        get, head = (flask_app.run(web(f"/bytes/{size}", method)) for method in ("get", "head"))
+        assert ("error" in get) == ("error" in head) == (size > 786_300)
+        if "error" not in get:
+            assert len(get["body"]) == len(head["body"])
+
+    def test_should_not_be_compressed_if_it_is_a_part(self) -> None:
+        part = [("Content-Type", "application/json"), ("Content-Range", "bytes 0-1999/4000")]
+        result = openwhisk.result_of(("206 Partial Content", part, b" " * 2000), "gzip")
+        assert "Content-Encoding" not in result["headers"]
+
+    def test_should_be_compressed_from_70_percent_on(self) -> None:
+        noise = random.Random(1).randbytes(10_000)
+        sizes = {}
+        for size in range(6000, 8000):
+            body = noise[:size] + bytes(10_000 - size)
+            sizes[len(zlib.compress(body, 1))] = body
+        for packed, expected in ((7000, True), (7001, False)):
+            fields: openwhisk.Fields = {"content-type": ["Content-Type", "image/png"]}
+            openwhisk.compress(fields, sizes[packed])
+            assert ("content-encoding" in fields) == expected
+        fields = {}
+        assert openwhisk.compress(fields, b"x" * 999) == b"x" * 999
+
+    def test_should_leave_what_the_controller_says_to_it(self) -> None:
+        names = ["Connection", "Content-Length", "Date", "Server", "Transfer-Encoding", "X-Kept"]
+        headers = [*((name, "1") for name in names), ("Access-Control-Allow-Origin", "*")]
+        result = openwhisk.result_of(("200 OK", headers, b""))
+        assert result["headers"] == {"X-Kept": "1"}
+
+    @pytest.mark.parametrize("name", ["", "X-Colon:X", "X Space", "Ümlaut", "X\n"])
+    def test_should_have_no_header_that_http_forbids(self, name: str) -> None:
+        assert openwhisk.result_of(("200 OK", [(name, "a")], b""))["headers"] == {}
+
+    @pytest.mark.parametrize("kind", ["text/plain", "text/html", "application/xml"])
+    @pytest.mark.parametrize(
+        ("encoding", "body"),
+        [
+            ("gzip", gzip.compress(b"one, ", mtime=0) + gzip.compress(b"two", mtime=0)),
+            ("x-gzip", gzip.compress(b"one, two", mtime=0)),
+            ("deflate", zlib.compress(b"one, two")),
+            ("deflate", zlib.compress(b"one, two")[2:-4]),
+            ("GZIP", gzip.compress(b"one, two", mtime=0)),
+        ],
+        ids=["two gzip members", "x-gzip", "deflate", "deflate without a header", "capitals"],
+    )
+    def test_should_unpack_text(self, kind: str, encoding: str, body: bytes) -> None:
+        headers = [("Content-Type", kind), ("Content-Encoding", encoding)]
+        result = openwhisk.result_of(("200 OK", headers, body))
+        assert (result["headers"], result["body"]) == ({"Content-Type": kind}, "one, two")
+
+    def test_should_carry_the_identity(self) -> None:
+        headers = [("Content-Type", "text/plain"), ("Content-Encoding", "identity")]
+        result = openwhisk.result_of(("200 OK", headers, b"text"))
+        assert (result["headers"], result["body"]) == (dict(headers), "text")
+
+    @pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, br", "gzip", "deflate"])
+    def test_should_say_which_encoding_is_not_carried(
+        self, recorder: Process, encoding: str
+    ) -> None:
+        answer = {"status": 200, "body": base64.b64encode(b"no gzip").decode()}
+        for kind, carried in (("text/html", False), ("application/json", True), ("a/b", True)):
+            headers = [["Content-Type", kind], ["Content-Encoding", encoding]]
+            query = "answer=" + quote(json.dumps({**answer, "headers": headers}))
+            result = recorder.run(web("/x", query=query))
+            if carried:
+                assert base64.b64decode(result["body"]) == b"no gzip"
+                assert result["headers"]["Content-Encoding"] == encoding
+            else:
+                sentence = json.loads(result["error"]["body"])["error"]
+                assert f"Content-Encoding {encoding}, which OpenWhisk does not carry" in sentence
 
     def test_should_leave_the_origin_to_the_controller(self, stack: str) -> None:
         with running(start_container(stack, LIVE_APPS / "max_app", CORS_ENABLE="true")) as process:

@@ -19,6 +19,12 @@ from conftest import (
     web,
 )
 
+import openwhisk
+
+
+def test_a_client_has_a_minute() -> None:
+    assert openwhisk.Handler.timeout == 60
+
 
 class TestSettings:
     @pytest.mark.parametrize(
@@ -110,6 +116,19 @@ class TestSignals:
             process.popen.send_signal(signal.SIGUSR1)
             process.until("SIGUSR1", process.out)
             assert process.stop() == 0
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_should_stop_it_although_the_model_has_run_an_event_loop(
+        self, stack: str, number: int
+    ) -> None:
+        container = start_container(stack, LIVE_APPS / "started", HOW="asyncio")
+        with running(container) as process, concurrent.futures.ThreadPoolExecutor() as pool:
+            process.post("/init", {"value": {}})
+            run = pool.submit(process.run, web("/sleep"))
+            process.until("asleep", process.out)
+            process.popen.send_signal(number)
+            assert text_of(run.result()) == "awake"
+            assert process.popen.wait(timeout=5) == 0
 
     def test_should_stop_while_loading(self, stack: str, tmp_path: Path) -> None:
         with running(

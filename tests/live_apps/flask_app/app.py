@@ -1,7 +1,9 @@
 """A plain Flask app whose app.py runs it, with what can go wrong in a model and what only a test
 asks for."""
 
+import io
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -37,6 +39,33 @@ def environment() -> Any:
     return jsonify(
         {name: text for name, text in os.environ.items() if name.startswith(("__OW_", "SECRET"))}
     )
+
+
+@application.route("/spawn")
+def spawn() -> Any:
+    """The environment that a child process gets."""
+    return Response(subprocess.check_output(["env"]), mimetype="text/plain")
+
+
+@application.route("/rewrap")
+def rewrap() -> Any:
+    """What models do that want another encoding; a buffer of its own holds the text back."""
+    sys.stdout = io.TextIOWrapper(sys.stdout.buffer, "utf-8")
+    print("rewrapped")
+    return "rewrapped"
+
+
+@application.route("/chatter/<int:count>")
+def chatter(count: Any) -> Any:
+    """Prints parts of lines after the answer, too."""
+
+    def talk() -> None:
+        for number in range(count):
+            for stream in (sys.stdout, sys.stderr):
+                print("part", end="\n" if number % 3 == 0 else "", file=stream)
+
+    threading.Thread(target=talk).start()
+    return "talking"
 
 
 @application.route("/ids")
@@ -130,6 +159,9 @@ class Raises:
         if environ["PATH_INFO"] == "/raise-late":
             start_response("200 OK", [])
             return iter_and_fail()
+        if environ["PATH_INFO"] == "/endless":
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return Endless()
         if environ["PATH_INFO"] == "/write":
             start_response("200 OK", [("Content-Type", "text/plain")])(b"written, ")
             return [b"returned"]
@@ -148,6 +180,15 @@ class Raises:
             )
             return [b"split"]
         return self.app(environ, start_response)
+
+
+class Endless:
+    def __iter__(self) -> Any:
+        while True:
+            yield b"x" * 65536
+
+    def close(self) -> None:
+        print("the endless answer is closed")
 
 
 def iter_and_fail() -> Any:

@@ -1,10 +1,15 @@
 """A model that starts its app in the way that HOW says, and starts processes."""
 
+import asyncio
+import importlib
 import multiprocessing
 import os
+import signal
+import sqlite3
 import threading
 import time
 from typing import Any
+from wsgiref.simple_server import make_server
 
 from flask import Flask
 from werkzeug.serving import run_simple
@@ -13,6 +18,8 @@ os.chdir(os.path.dirname(os.path.abspath(__file__)))
 how = os.environ["HOW"]
 app = Flask(__name__)
 health = Flask("health")
+database = sqlite3.connect(":memory:")
+inside: Any = []
 
 
 @app.route("/")
@@ -43,16 +50,99 @@ def processes() -> str:
     return f"{process.exitcode} {squares}"
 
 
-def run(some: Any) -> None:
+@app.route("/bound/<name>")
+def bound(name: str) -> str:
+    """With an object that only the thread may use that made it; says how many were here at once."""
+    inside.append(name)
+    count = len(inside)
+    time.sleep(0.05)
+    inside.remove(name)
+    rows = database.execute("SELECT ?", [name]).fetchall()
+    return f"{rows[0][0]} {count}"
+
+
+@app.route("/fork")
+def fork() -> str:
+    """Whether a forked process has the signals that it would have without a server around it."""
+    pid = os.fork()
+    if pid == 0:
+        handlers = {signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        os._exit(0 if (handlers, signal.set_wakeup_fd(-1)) == ({signal.SIG_DFL}, -1) else 1)
+    return str(os.waitpid(pid, 0)[1])
+
+
+@app.route("/sleep")
+def nap() -> str:
+    print("asleep", flush=True)
+    time.sleep(0.5)
+    return "awake"
+
+
+def run(some: Any, seconds: float = 0) -> None:
+    time.sleep(seconds)
     some.run("127.0.0.1")
+
+
+def thread(some: Any, daemon: bool, seconds: float = 0) -> threading.Thread:
+    started = threading.Thread(target=run, args=(some, seconds), daemon=daemon)
+    started.start()
+    return started
+
+
+async def wait_for_a_child() -> None:
+    process = await asyncio.create_subprocess_exec("true")
+    await process.wait()
+
+
+def run_an_event_loop() -> None:
+    """As a model may at its start: it takes the signals, and does not give them back."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    loop.add_signal_handler(signal.SIGTERM, print)
+    loop.run_until_complete(wait_for_a_child())
+    another = asyncio.new_event_loop()
+    another.add_signal_handler(signal.SIGINT, print)
+    another.close()
 
 
 if __name__ == "__main__":
     if how == "simple":
         run_simple("127.0.0.1", 5000, app)
+    elif how == "keyword":
+        run_simple(hostname="127.0.0.1", port=5000, application=app, threaded=True)
     elif how == "two":
-        threading.Thread(target=run, args=(health,), daemon=True).start()
+        thread(health, daemon=True)
         time.sleep(0.1)
         app.run()
+    elif how == "later":
+        thread(health, daemon=False, seconds=0.2)
+        app.run()
+    elif how == "joined":
+        thread(health, daemon=True)
+        thread(app, daemon=True).join()
+    elif how == "second":
+        thread(health, daemon=True)
+        time.sleep(0.1)
+        thread(app, daemon=False)
+    elif how == "late":
+        thread(app, daemon=False, seconds=0.5)
+    elif how == "serial":
+        app.run(threaded=False)
+    elif how == "asyncio":
+        run_an_event_loop()
+        app.run()
+    elif how == "wsgiref":
+        make_server("127.0.0.1", 0, app).serve_forever()
+    elif how == "waitress":
+        importlib.import_module("waitress").serve(app, listen="127.0.0.1:0")
+    elif how == "uvicorn":
+        importlib.import_module("uvicorn").run(app, port=0, interface="wsgi")
+    elif how == "gunicorn":
+        base = importlib.import_module("gunicorn.app.base").BaseApplication
+        load = {
+            "load_config": lambda self: self.cfg.set("bind", "127.0.0.1:0"),
+            "load": lambda _: app,
+        }
+        type("Server", (base,), load)().run()
     else:
-        threading.Thread(target=run, args=(app,)).start()
+        thread(app, daemon=False)
