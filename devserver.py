@@ -15,6 +15,7 @@ import json
 import re
 import socket
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterable
@@ -116,6 +117,10 @@ class RefusedError(Exception):
         self.status, self.sentence, self.headers, self.pretty = status, sentence, headers, pretty
 
 
+class MalformedError(Exception):
+    """Pekko HTTP refuses the request with this sentence, before the controller sees it."""
+
+
 class InternalError(Exception):
     """The controller itself fails."""
 
@@ -151,6 +156,7 @@ class WebAction:
         package: str,
         action: str,
         timeout: float,
+        concurrency: int = 1,
     ) -> None:
         address = re.fullmatch("http://([^/:@]+)(?::([0-9]{1,5}))?/?", container)
         if not address:
@@ -162,6 +168,7 @@ class WebAction:
         self.path = f"/api/v1/web/{namespace}/{package}/{action}"
         self.name = "/".join(["", namespace, *([] if package == "default" else [package]), action])
         self.namespace = namespace
+        self.free = threading.BoundedSemaphore(concurrency)  # a real invoker starts more containers
 
     def init(self) -> None:
         """POST /init, again and again until the container listens. Raises ConnectionError with a
@@ -245,9 +252,10 @@ class WebAction:
                 [*refused.headers, ("Content-Type", "application/json")],
                 text.encode(),
             )
-        except InternalError:
-            status, headers = 500, [("Content-Type", "text/plain; charset=UTF-8")]
-            body = b"There was an internal server error."
+        except (MalformedError, InternalError) as error:
+            status = 400 if isinstance(error, MalformedError) else 500
+            headers = [("Content-Type", "text/plain; charset=UTF-8")]
+            body = str(error).encode()
         headers.append(("X-Request-ID", transaction_id))
         if status not in BODILESS:
             headers.append(("Content-Length", str(len(body))))
@@ -265,11 +273,7 @@ class WebAction:
             )
         path, _, query = environ["devserver.target"].partition("?")
         extension, rest = self.match(collapse_dots(path))
-        body = (
-            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            if not environ.get("wsgi.input_terminated")
-            else environ["wsgi.input"].read()
-        )
+        body = body_of(environ)
         if len(body) > LIMIT:
             raise RefusedError(413, f"Request larger than allowed: {len(body)} > {LIMIT} bytes.")
         headers = {name.lower(): decode_header(text) for name, text in environ["devserver.headers"]}
@@ -349,11 +353,16 @@ class WebAction:
     def invoke(self, message: dict[str, Any]) -> Any:
         """What the invoker does: POST /run, again while nothing answers. Returns the result; raises
         RefusedError."""
-        started = time.monotonic()
+        deadline = time.monotonic() + min(self.timeout, BLOCKING_SECONDS)
         while True:
-            left = started + min(self.timeout, BLOCKING_SECONDS) - time.monotonic()
+            left = deadline - time.monotonic()
             try:
-                status, sized, data = self.post("/run", message, max(left, RETRY_SECONDS))
+                if not self.free.acquire(timeout=max(left, 0)):
+                    raise socket.timeout
+                try:
+                    status, sized, data = self.post("/run", message, max(left, RETRY_SECONDS))
+                finally:
+                    self.free.release()
                 break
             except OSError as error:
                 if left > RETRY_SECONDS and not isinstance(error, socket.timeout):
@@ -370,10 +379,29 @@ class WebAction:
         except ValueError:
             result = None
         if isinstance(result, list):
-            raise InternalError
+            raise InternalError("There was an internal server error.")
         if not isinstance(result, dict):
             raise RefusedError(400, "There was an error processing your request.")
         return result
+
+
+def body_of(environ: dict[str, Any]) -> bytes:
+    """The request's body; raises MalformedError with Pekko HTTP's words."""
+    headers = [(name.lower(), text.strip()) for name, text in environ["devserver.headers"]]
+    for name in ("Content-Type", "Content-Length"):
+        if len({text for known, text in headers if known == name.lower()}) > 1:
+            raise MalformedError(f"HTTP message must not contain more than one {name} header")
+    length = dict(headers).get("content-length")
+    if not environ.get("wsgi.input_terminated"):
+        if length and not re.fullmatch("[0-9]+", length):
+            raise MalformedError("Illegal `Content-Length` header value")
+        return bytes(environ["wsgi.input"].read(int(length or 0)))
+    if length:
+        raise MalformedError("A chunked request must not contain a Content-Length header")
+    try:
+        return bytes(environ["wsgi.input"].read())
+    except OSError:
+        raise MalformedError("Illegal character in chunk start") from None
 
 
 def collapse_dots(path: str) -> str:
@@ -559,7 +587,7 @@ def result_as_http(result: Any) -> Reply:
         except (binascii.Error, ValueError):
             raise mismatch from None
     if status in BODILESS:
-        raise InternalError
+        raise InternalError("There was an internal server error.")
     media.charset = "UTF-8" if media.open_charset else ""
     return status, [*headers, ("Content-Type", str(media))], data
 
@@ -632,9 +660,17 @@ def main() -> None:
         default=60,
         help="the action's time limit in seconds (default: %(default)s)",
     )
+    parser.add_argument(
+        "--concurrency",
+        type=int,
+        default=1,
+        help="how many activations at once the container gets (default: %(default)s)",
+    )
     arguments = parser.parse_args()
     if not 0 < arguments.port < 65536:
         parser.error("--port must be from 1 to 65535.")
+    if arguments.concurrency < 1:
+        parser.error("--concurrency must be 1 or more.")
     try:
         action = WebAction(
             arguments.container,
@@ -643,6 +679,7 @@ def main() -> None:
             package=arguments.package,
             action=arguments.action,
             timeout=arguments.timeout,
+            concurrency=arguments.concurrency,
         )
         server = make_server(
             "127.0.0.1", arguments.port, action, threaded=True, request_handler=Handler

@@ -769,7 +769,7 @@ class Model:
             self.take(app, options.get("threaded", True))
 
         serving.run_simple = run_simple
-        importlib.import_module("flask").Flask.run = run  # type: ignore[attr-defined]
+        importlib.import_module("flask").Flask.run = run
 
     def take(self, app: Any, threaded: bool = True) -> None:
         """The main thread's app is the model's, another thread's may be; does not return."""

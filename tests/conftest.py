@@ -356,6 +356,7 @@ def request(
     headers: dict[str, str] | list[tuple[str, str]] | None = None,
     seconds: float = 60,
     chunks: bytes | None = None,
+    raw: bytes | None = None,
     host: str = "127.0.0.1",
     https: bool = False,
 ) -> Answer:
@@ -372,6 +373,8 @@ def request(
         if body is not None:
             connection.putheader("Content-Length", str(len(body)))
         sent = body if chunks is None else [chunks]
+        if raw is not None:
+            sent = raw
         connection.endheaders(sent, encode_chunked=chunks is not None)
         return Answer(connection.getresponse())
 

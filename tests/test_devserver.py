@@ -4,11 +4,13 @@ line."""
 from __future__ import annotations
 
 import base64
+import concurrent.futures
 import json
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -40,6 +42,7 @@ class Container(BaseHTTPRequestHandler):
     sized = True
     drops = 0
     released = threading.Event()
+    lock, waiting, most = threading.Lock(), 0, 0
     message: dict[str, Any]
 
     def do_POST(self) -> None:
@@ -50,7 +53,12 @@ class Container(BaseHTTPRequestHandler):
             Container.drops -= 1
             self.connection.shutdown(socket.SHUT_RDWR)
         else:
+            with self.lock:
+                Container.waiting += 1
+                Container.most = max(Container.most, Container.waiting)
             self.released.wait(60)
+            with self.lock:
+                Container.waiting -= 1
             self.reply(self.status, self.data)
 
     def reply(self, status: int, data: bytes) -> None:
@@ -83,6 +91,13 @@ def container(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 def action(container: int) -> Iterator[int]:
     with web_action(container) as port:
         yield port
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def error_of(answer: Answer) -> str:
@@ -152,6 +167,55 @@ def test_a_body_over_the_limit_is_refused(action: int) -> None:
     answer = request(action, "POST", BASE, b"x" * 1_048_577)
     assert answer.status == 413
     assert error_of(answer) == "Request larger than allowed: 1048577 > 1048576 bytes."
+
+
+MALFORMED = {
+    "HTTP message must not contain more than one Content-Type header": [
+        ("Content-Type", "text/plain"),
+        ("Content-Type", "text/html"),
+    ],
+    "HTTP message must not contain more than one Content-Length header": [
+        ("Content-Length", "1"),
+        ("Content-Length", "2"),
+    ],
+    "Illegal `Content-Length` header value": [("Content-Length", "x")],
+    "A chunked request must not contain a Content-Length header": [
+        ("Content-Length", "5"),
+        ("Transfer-Encoding", "chunked"),
+    ],
+    "Illegal character in chunk start": [("Transfer-Encoding", "chunked")],
+}
+
+
+@pytest.mark.parametrize("sentence", MALFORMED)
+def test_a_malformed_request_is_refused(
+    action: int, sentence: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answer = request(action, "POST", BASE, None, MALFORMED[sentence], raw=b"zz\r\n")
+    assert answer.status == 400
+    assert answer.header("content-type") == "text/plain; charset=UTF-8"
+    assert answer.body.decode() == sentence
+    assert capfd.readouterr() == ("", "")
+
+
+def test_equal_headers_count_as_one(action: int) -> None:
+    headers = [("Content-Type", "text/plain"), ("Content-Type", "text/plain")]
+    assert request(action, "POST", BASE, b"x", headers).status == 204
+
+
+def test_a_container_gets_one_activation_at_a_time(container: int) -> None:
+    for concurrency in (1, 2):
+        with (
+            web_action(container, concurrency=concurrency, timeout=30.0) as port,
+            concurrent.futures.ThreadPoolExecutor() as pool,
+        ):
+            Container.released.clear()
+            Container.waiting, Container.most = 0, 0
+            answers = [pool.submit(request, port, "GET", BASE) for _ in range(4)]
+            wait_until(lambda most=concurrency: Container.waiting == most)  # type: ignore[misc]
+            Container.released.set()
+            assert [answer.result().status for answer in answers] == [204] * 4
+            assert Container.most == concurrency
 
 
 def test_a_query_with_a_broken_escape_is_refused(action: int) -> None:
@@ -400,6 +464,11 @@ class TestCommandLine:
         process = self.devserver("http://127.0.0.1:8080", "--port", "0")
         assert process.popen.wait(timeout=30) == 2
         assert "--port must be from 1 to 65535." in process.rest(process.err)
+
+    def test_should_say_what_is_no_concurrency(self) -> None:
+        process = self.devserver("http://127.0.0.1:8080", "--concurrency", "0")
+        assert process.popen.wait(timeout=30) == 2
+        assert "--concurrency must be 1 or more." in process.rest(process.err)
 
     def test_should_say_why_the_action_failed_to_initialize(self, container: int) -> None:
         Container.init_status = 502
