@@ -74,13 +74,19 @@ command -v "${DOCKER%% *}" >/dev/null || fail "${DOCKER%% *} is not installed; D
 docker info >/dev/null 2>&1 || fail "the engine does not answer: is it started, and may you use it? Try '$DOCKER info'."
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/build.XXXXXX")
+set -m # each model's job is a process group, which can be ended with all that it has started
 cleanup() {
-    local container
+    local job container
+    trap '' INT TERM
+    for job in $(jobs -p); do kill -- "-$job" 2>/dev/null || true; done
+    wait
     for container in $(docker ps -aq --filter "label=build=$work"); do docker rm -f "$container" >/dev/null; done
     rm -rf "$work/context" "$work/slots" "$work"/*.row
     rmdir "$work" 2>/dev/null || true # logs of failures stay
 }
 trap cleanup EXIT
+trap 'rm -f "$work"/*.log; exit 130' INT
+trap 'rm -f "$work"/*.log; exit 143' TERM
 mkdir "$work/context"
 cp "$folder/Dockerfile" "$folder/openwhisk.py" "$work/context"
 chmod -R a+rX "$work/context" # the model's user has to read it, whatever the umask

@@ -10,6 +10,12 @@ trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -r "$temporary"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
+alive() { # fails, with what the model has said last, unless both processes run
+    kill -0 "$model" 2>/dev/null && kill -0 "$server" 2>/dev/null && return
+    tail -n 20 "$temporary/log" >&2
+    fail "The model has ended; these are the last lines of its log."
+}
+
 install examples/ocr/requirements.txt
 "$python" - "$PORT" <<'END' || fail "Port $PORT is busy or no port: choose another with 'PORT=3234 ./demo.sh'."
 import socket, sys
@@ -24,9 +30,12 @@ END
 echo "Loading the model"
 container=$("$python" -c 'import socket; listener = socket.socket(); listener.bind(("", 0)); print(listener.getsockname()[1])')
 (cd examples/ocr && PORT=$container exec "$python" ../../openwhisk.py) >"$temporary/log" 2>&1 &
+model=$!
 mkfifo "$temporary/url"
-"$python" devserver.py "http://127.0.0.1:$container" --port "$PORT" >"$temporary/url" &
-read -r url <"$temporary/url" || { cat "$temporary/log" >&2; fail "The model did not start."; }
+exec 3<>"$temporary/url"
+"$python" devserver.py "http://127.0.0.1:$container" --port "$PORT" >&3 &
+server=$!
+until read -r -t 1 url <&3; do alive; done
 cat <<END
 
 The model is a web action now. Call it from this folder:
@@ -36,4 +45,4 @@ The model is a web action now. Call it from this folder:
 Its Swagger UI is at $url/
 Ctrl-C stops it.
 END
-wait
+while alive; do sleep 0.2; done

@@ -9,6 +9,7 @@ the Flask and Werkzeug of the model's image.
 import binascii
 import contextlib
 import ctypes
+import functools
 import gzip
 import importlib
 import inspect
@@ -30,6 +31,7 @@ from http.server import HTTPServer
 from typing import Any, Callable, Dict, Iterable, List, Set, Tuple, Union
 from urllib.parse import quote, unquote_to_bytes, urlencode
 
+import werkzeug
 from werkzeug import datastructures, serving
 from werkzeug.datastructures import Headers
 from werkzeug.http import parse_accept_header
@@ -65,6 +67,7 @@ FORM = "application/x-www-form-urlencoded"
 RESERVED = {"__ow_" + name for name in ("method", "headers", "path", "user", "query", "body")}
 # Of an id, for longer ones would leave no room in the environment of the model's child processes.
 ID = re.compile(r"[ -~]{0,1000}\Z")
+VARIABLE = re.compile(r"__OW_[A-Z_]{1,40}\Z")
 
 # What the controller carries as text (tests/recordings/text_media_types.json); all else is base64.
 TEXT = set(
@@ -112,33 +115,32 @@ PLACEHOLDER = "the body is " + os.urandom(16).hex()
 # X_A and X-A are one name in an environ. Before 2.3, when its datastructures became a package,
 # Werkzeug's server joined their values; since then it ignores X_A, as nginx does.
 JOINS_NAMES = not hasattr(datastructures, "__path__")
-# Compression is the proxy's business, and the others have names of their own.
-NOT_SHOWN = dict.fromkeys(["HTTP_ACCEPT_ENCODING", "HTTP_CONTENT_LENGTH", "HTTP_CONTENT_TYPE"])
 
 
 def parse(data: bytes) -> Any:
-    """The JSON of POST /run. A long __ow_body without escapes comes as a memoryview.
+    """The JSON of POST /init or /run. A long __ow_body of --web raw comes as a memoryview.
 
-    Raises ValueError or RecursionError.
+    Raises any Exception if it is malformed.
     """
     found = LONG_BODY.search(data) if len(data) > 65536 else None
     if found:
         begin, end = found.end(), data.find(b'"', found.end())
         if data.find(b"\\", begin, end) < 0:
             message = json.loads((data[:begin] + PLACEHOLDER.encode() + data[end:]).decode())
-            value = message.get("value") if isinstance(message, dict) else None
-            if isinstance(value, dict) and value.get("__ow_body") == PLACEHOLDER:
+            value = message["value"]
+            if value.get("__ow_body") == PLACEHOLDER and "__ow_query" in value:
                 value["__ow_body"] = memoryview(data)[begin:end]
                 return message
     return json.loads(data.decode())
 
 
+@functools.lru_cache(maxsize=32)  # a model's answers have few types
 def media_type(content_type: str) -> Tuple[str, str]:
     """The type in lower case, and the charset; empty strings for what is absent or malformed."""
     found = CONTENT_TYPE.match(content_type)
     if not found:
         return "", ""
-    charset = CHARSET.search(found.group(2))
+    charset = CHARSET.search(found.group(2)) if found.group(2) else None
     return found.group(1).lower(), charset.group(1) if charset else ""
 
 
@@ -149,8 +151,9 @@ def is_json(kind: str) -> bool:
 
 def is_text(kind: str, charset: str) -> bool:
     """Whether the controller carries it as text."""
-    may_be = kind.startswith(("text/", "application/")) and not kind.startswith(BINARY)
-    return kind in TEXT or bool(charset) and may_be
+    if kind in TEXT or not charset:
+        return kind in TEXT
+    return kind.startswith(("text/", "application/")) and not kind.startswith(BINARY)
 
 
 try:  # OpenSSL, which Python's ssl brings along, decodes 1 MB in 0.6 ms, Python in 1.7 to 3.1
@@ -254,41 +257,43 @@ def environ_of(message: Record, predict_path: str) -> Record:
     name, _, port = host.rpartition(":")
     if not port.isdecimal():
         name, port = host, "443" if https else "80"
-    texts = {
-        "REQUEST_METHOD": method,
-        "SCRIPT_NAME": base_path(message),
-        "QUERY_STRING": query,
-        "SERVER_NAME": name,
-        # The last one is of the platform's own proxy, the others are the caller's words.
-        "REMOTE_ADDR": headers.get("x-forwarded-for", "").rpartition(",")[2].strip() or None,
-        "REMOTE_USER": value.get("__ow_user"),
-        "CONTENT_TYPE": headers.get("content-type"),
+    environ: Record = {
+        "REQUEST_METHOD": wsgi_text(method),
+        "SCRIPT_NAME": wsgi_text(base_path(message)),
+        "PATH_INFO": "/" * (path[0] != "/") + unquote_to_bytes(path).decode("latin-1"),
+        "QUERY_STRING": wsgi_text(query),
+        "SERVER_NAME": wsgi_text(name),
+        "SERVER_PORT": port,
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": "https" if https else "http",
+        "wsgi.input": stream,
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
     }
     for header in sorted(headers):  # X-A comes before X_A
-        key = "HTTP_" + header.upper().replace("-", "_")
-        if key not in texts:
-            texts[key] = headers[header]
+        key, text = "HTTP_" + header.upper().replace("-", "_"), wsgi_text(headers[header])
+        if key not in environ:
+            environ[key] = text
         elif JOINS_NAMES:
-            texts[key] += "," + headers[header]
-    texts.update(HTTP_HOST=host, **NOT_SHOWN)
-    environ: Record = {key: wsgi_text(text) for key, text in texts.items() if text is not None}
-    environ.update(
-        {
-            "PATH_INFO": "/" * (path[0] != "/") + unquote_to_bytes(path).decode("latin-1"),
-            "SERVER_PORT": port,
-            "SERVER_PROTOCOL": "HTTP/1.1",
-            "wsgi.version": (1, 0),
-            "wsgi.url_scheme": "https" if https else "http",
-            "wsgi.input": stream,
-            "wsgi.errors": sys.stderr,
-            "wsgi.multithread": True,
-            "wsgi.multiprocess": False,
-            "wsgi.run_once": False,
-        }
-    )
-    if body or method in ("POST", "PUT", "PATCH"):
+            environ[key] += "," + text
+    environ["HTTP_HOST"] = wsgi_text(host)
+    environ.pop("HTTP_ACCEPT_ENCODING", None)  # compression is the proxy's business
+    environ.pop("HTTP_CONTENT_LENGTH", None)
+    environ.pop("HTTP_CONTENT_TYPE", None)
+    if "content-type" in headers:
+        environ["CONTENT_TYPE"] = wsgi_text(headers["content-type"])
+    if len(body) or method in ("POST", "PUT", "PATCH"):
         environ["CONTENT_LENGTH"] = str(len(body))
-    environ.update(("openwhisk." + name, message[name]) for name in IDS if name in message)
+    if "__ow_user" in value:
+        environ["REMOTE_USER"] = wsgi_text(value["__ow_user"])
+    if headers.get("x-forwarded-for"):  # the last is of the platform's proxy, the others hearsay
+        environ["REMOTE_ADDR"] = wsgi_text(headers["x-forwarded-for"].rpartition(",")[2].strip())
+    for name in IDS:
+        if name in message:
+            environ["openwhisk." + name] = message[name]
     return environ
 
 
@@ -325,7 +330,7 @@ def call(app: WSGIApp, environ: Record, limit: int) -> Response:
 
     def write(data: bytes) -> None:
         nonlocal left
-        left -= len(data)
+        left -= len(data) or 1  # for an endless row of nothing, too
         if left < 0:
             raise too_large("over %d" % (limit * LARGEST), limit)
         chunks.append(data)
@@ -352,7 +357,11 @@ class OneAtATime:
 
     def __call__(self, environ: Record, start_response: Callable[..., Any]) -> Iterable[bytes]:
         future: Any = Future()
-        self.calls.put((future, dict(environ, **{"wsgi.multithread": False})))
+        is_chunked = environ.get("wsgi.input_terminated")
+        size = -1 if is_chunked else int(environ.get("CONTENT_LENGTH") or 0)
+        body = environ["wsgi.input"].read(size)  # here, so that nobody waits for a slow client
+        own = {"wsgi.input": io.BytesIO(body), "wsgi.multithread": False}
+        self.calls.put((future, {**environ, **own}))
         status, headers, body = future.result()
         start_response(status, headers)
         return [body]
@@ -383,6 +392,7 @@ GZIP_BYTES, GZIP_PART = 1000, 0.7
 # Base64 is made of so many bytes at a time: 750 kB in 1.6 ms, where all at once take 2.2.
 PIECE = 3 << 16
 
+to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 Fields = Dict[str, List[str]]  # by a header's name in lower case: its name, and its texts
 
 
@@ -509,10 +519,7 @@ def serialize(result: Record, limit: int = 0) -> Tuple[int, Iterable[bytes]]:
     0:
     none), and ValueError for NaN, which is not JSON."""
     body = result["body"] if isinstance(result.get("body"), bytes) else b""
-    text = json.dumps(
-        dict(result, body="") if body else result, ensure_ascii=False, allow_nan=False
-    )
-    data = text.encode("utf-8", "backslashreplace")
+    data = to_json(dict(result, body="") if body else result).encode("utf-8", "backslashreplace")
     size = len(data) + (len(body) + 2) // 3 * 4
     if 0 < limit < size:
         raise too_large(str(size), limit)
@@ -571,12 +578,23 @@ class Handler(serving.WSGIRequestHandler):
     timeout = 60  # seconds for which a client may neither send nor read
     threads: Set[threading.Thread] = set()  # with a request under way
 
+    def setup(self) -> None:
+        """Writes in pieces, as a socket's timeout is for the whole of what it is to send."""
+        super().setup()
+        write = self.wfile.write
+
+        def write_pieces(data: bytes) -> None:
+            for start in range(0, len(data), PIECE):
+                write(data[start : start + PIECE])
+
+        self.wfile.write = write_pieces  # type: ignore[method-assign,assignment]
+
     def run_wsgi(self) -> None:
         self.threads.add(threading.current_thread())
         try:
             super().run_wsgi()
         finally:
-            self.threads.remove(threading.current_thread())
+            self.threads.discard(threading.current_thread())
 
     def end_headers(self) -> None:
         if not self.close_connection:  # pragma: no cover, before Werkzeug 2.1
@@ -633,11 +651,11 @@ class Proxy:
         """Takes over the platform's part of the environment, and waits for the model."""
         try:
             env = parse(data)["value"].get("env", {})
-            variables = checked({name: env[name] for name in env if name.startswith("__OW_")})
+            variables = checked({name: env[name] for name in env if VARIABLE.match(name)})
         except Exception as error:
             return failure(400, MALFORMED % (type(error).__name__, error))
         failed = self.model.wait(variables.get("__OW_DEADLINE", ""))
-        os.environ.update(variables)
+        export(variables)
         return {"error": failed} if failed else {"ok": True}
 
     def run(self, data: bytes) -> Record:
@@ -684,6 +702,8 @@ MALFORMED = "OpenWhisk sends no such message: %s: %s."
 
 def checked(variables: Record) -> Dict[str, str]:
     """OpenWhisk's names, ids and times as texts; raises ValueError for what can be none."""
+    if len(variables) > 100:
+        raise ValueError("there are more than 100 variables")
     texts = {name: str(value) for name, value in variables.items() if type(value) in (int, str)}
     for name in variables:
         if not ID.match(texts.get(name, "\0")):
@@ -715,11 +735,13 @@ def export(variables: Dict[str, str]) -> None:
 NOT_LOADED = "The model is not loaded; the log says more."
 LOOK_SECONDS = 0.2  # between two looks at an app.py that has not run its app yet
 TOO_SLOW = (
-    "The model did not load within the action's time limit; "
-    "'wsk action update --timeout' gives it longer."
+    "The model did not load within the action's time limit; 'wsk action update --timeout' gives it "
+    "longer. If its app.py goes on for ever, name its app: WSGI_APP=module:attribute."
 )
-OTHER_SERVERS = {"aiohttp", "bjoern", "cheroot", "eventlet", "gevent", "gunicorn", "hypercorn"}
-OTHER_SERVERS |= {"socketserver", "tornado", "uvicorn", "waitress"}
+OTHER_SERVERS = (
+    "aiohttp.run_app cheroot.serve gevent.serve_forever gunicorn.run hypercorn.run "
+    "socketserver.serve_forever tornado.start uvicorn.run waitress.serve"
+).split()
 OTHER_SERVER = (
     "The model's app.py runs %s. If that serves a WSGI app, like those of Flask and Django, name "
     "it: WSGI_APP=module:attribute. Other apps, like FastAPI's, openwhisk.py can't serve."
@@ -734,7 +756,7 @@ class Model:
     def __init__(self, limit: int, logs: List[Log]) -> None:
         self.limit, self.logs = limit, logs
         self.app: Any = None
-        self.error, self.loaded = "", threading.Event()
+        self.error, self.loaded, self.has_ended = "", threading.Event(), False
         self.offers: List[Tuple[threading.Thread, WSGIApp]] = []
 
     def load(self, wsgi_app: str, arm_signals: Callable[[], None]) -> None:
@@ -746,6 +768,7 @@ class Model:
                 self.take(app_of(wsgi_app))
             self.replace_servers()
             runpy.run_path(os.path.abspath("app.py"), run_name="__main__")
+            self.has_ended = True
             for thread in threading.enumerate():
                 if not thread.daemon and thread is not threading.main_thread():
                     thread.join()  # as Python does at its end
@@ -768,7 +791,7 @@ class Model:
         def run(app: WSGIApp, *_: Any, **options: Any) -> None:
             self.take(app, options.get("threaded", True))
 
-        serving.run_simple = run_simple
+        werkzeug.run_simple = serving.run_simple = run_simple
         importlib.import_module("flask").Flask.run = run
 
     def take(self, app: Any, threaded: bool = True) -> None:
@@ -797,10 +820,10 @@ class Model:
         while frame:
             module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
             for thread, app in self.offers if (module, function) == ("threading", "join") else []:
-                if not thread.daemon or thread is frame.f_locals["self"]:
+                if thread is frame.f_locals["self"] or self.has_ended and not thread.daemon:
                     self.use(app)
             server = module.partition(".")[0]
-            if server in OTHER_SERVERS and function in ("run", "run_app", "serve", "serve_forever"):
+            if server + "." + function in OTHER_SERVERS:
                 self.error = OTHER_SERVER % server
                 self.loaded.set()
             frame = frame.f_back
@@ -848,20 +871,29 @@ def stop_on_signals(server: serving.BaseWSGIServer, logs: List[Log]) -> Callable
             if signal.getsignal(number) in DEFAULTS:
                 signal.signal(number, stop)
 
-    def forking() -> int:
-        """What the model forks is not this server."""
+    def block() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+    def forget() -> None:  # pragma: no cover, where coverage is not taken along
+        """In a process that the model forks, which is not this server."""
+        signal.set_wakeup_fd(-1)
+        for number in STOPS:
+            if signal.getsignal(number) is stop:
+                signal.signal(number, signal.SIG_DFL)
+        for log in logs:
+            log.lock = threading.RLock()  # another thread may have had it
+        unblock()
+
+    def fork_and_forget() -> int:  # pragma: no cover, Python 3.6
+        block()
         pid = -1
         try:
             pid = fork()
         finally:
-            if pid == 0:  # pragma: no cover, where coverage is not taken along
-                signal.set_wakeup_fd(-1)
-                for number in STOPS:
-                    signal.signal(number, signal.SIG_DFL)
-                for log in logs:
-                    log.lock = threading.RLock()  # another thread may have had it
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+            unblock() if pid else forget()
         return pid
 
     def watch() -> None:
@@ -877,7 +909,10 @@ def stop_on_signals(server: serving.BaseWSGIServer, logs: List[Log]) -> Callable
     for number in STOPS:
         signal.signal(number, stop)
     arm()
-    os.fork = forking
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=forget)
+    else:  # pragma: no cover, Python 3.6
+        os.fork = fork_and_forget
     threading.Thread(target=watch, daemon=True).start()
     return arm
 

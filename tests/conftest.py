@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import queue
@@ -37,6 +38,8 @@ SENTINEL = "XXX_THE_END_OF_A_WHISK_ACTIVATION_XXX"
 MARK = "OPENWHISK_TEST_RUN"  # in the environment of all processes that a run starts
 # As in MAX images, whose old Pythons then take stdout to be ASCII.
 FLASK = {"SECRET": "secret", "LC_ALL": "C"}
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+PORTS = itertools.cycle(range(10_000 + 1_000 * WORKER + os.getpid() % 500, 11_000 + 1_000 * WORKER))
 sys.path.insert(0, str(ROOT))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 
@@ -70,7 +73,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ.setdefault(MARK, uuid.uuid4().hex)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        os.environ[MARK] = uuid.uuid4().hex
     config.addinivalue_line("markers", "openwhisk: runs against a real OpenWhisk, too")
     if config.getoption("--openwhisk") and not config.getoption("--base-image"):
         raise pytest.UsageError("--openwhisk needs --base-image: an image with Python and a stack.")
@@ -133,20 +137,27 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workerinput"):
         return
     for pid in left_running():
-        command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-        print(f"\nThis run left a process behind, which is killed now: {pid} {command}")
-        os.kill(pid, signal.SIGKILL)
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        with contextlib.suppress(OSError):  # it may end by itself
+            command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+            os.kill(pid, signal.SIGKILL)
+            print(f"\nThis run left a process behind, which is killed now: {pid} {command}")
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def left_running() -> list[int]:
-    """The processes that this run has started, of all its workers."""
-    mark, found = f"{MARK}={os.environ[MARK]}".encode(), []
+    """The processes that this run has started, of all its workers, and what those have started."""
+    mark, found, parents = f"{MARK}={os.environ[MARK]}".encode(), set[int](), {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int(
+                (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            )
             if mark in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-    return [pid for pid in found if pid != os.getpid()]
+                found.add(int(folder.name))
+    found.discard(os.getpid())
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return sorted(found)
 
 
 def needs(*programs: str) -> None:
@@ -176,9 +187,13 @@ def documented(command: str) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """None that another worker takes, nor one that the system gives to a client's end."""
+    while True:
+        port = next(PORTS)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for_port(port: int, seconds: float = 60, process: Process | None = None) -> None:
@@ -474,7 +489,8 @@ class OpenWhisk:
     def image(self, app: str, *lines: str) -> str:
         """The live app in an image as a model's is; the lines are more of its Dockerfile."""
         name = "openwhisk-tests/" + app.replace("_", "-")
-        lines = (f"FROM {self.base_image}", "WORKDIR /app", "COPY . .", *lines)
+        base = (f"FROM {self.base_image}", "WORKDIR /app", "COPY . .", "ENV PYTHONHASHSEED=0")
+        lines = (*base, *lines)
         dockerfile = self.folder / app
         dockerfile.write_text("\n".join([*lines, 'CMD ["python", "app.py"]', ""]))
         run("docker", "build", "-q", "-t", name, "-f", dockerfile, LIVE_APPS / app)

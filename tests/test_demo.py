@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from conftest import (
     Process,
     documented,
     free_port,
+    needs,
     request,
     running,
     start_container,
@@ -53,12 +55,11 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def browser() -> Iterator[BrowserContext]:
     """A real one, headless."""
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if not program:
-        assert not os.environ.get("CI"), "needs chromium"
-        pytest.skip("needs chromium")
+    needs("chromium")
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=CHROMIUM)
+        chromium = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=CHROMIUM
+        )
         yield chromium.new_context(viewport={"width": 1100, "height": 1000})
         chromium.close()
 
@@ -145,6 +146,26 @@ def test_the_demo_says_that_a_port_is_busy(clone: Path, recorder: Process) -> No
     fails(clone, f"Port {test_port} is busy", PORT=test_port)
     fails(clone, "Port none is busy or no port", PORT="none")
     fails(clone, "Port 0 is busy or no port", PORT="0")
+
+
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [
+        ("print('no weights'); os._exit(7)", "no weights"),
+        ("raise OSError('no weights')", "OSError"),
+    ],
+)
+def test_the_demo_says_that_the_model_died(
+    clone: Path, demo: Process, said: str, tmp_path: Path, code: str, word: str
+) -> None:
+    ignore = shutil.ignore_patterns(".venv")
+    shutil.copytree(clone, tmp_path / "clone", ignore=ignore)
+    (tmp_path / "clone" / ".venv").symlink_to(clone / ".venv")
+    (tmp_path / "clone" / "examples" / "ocr" / "app.py").write_text("import os\n" + code)
+    started = time.monotonic()
+    fails(tmp_path / "clone", word, PORT=str(free_port()))
+    fails(tmp_path / "clone", "The model has ended", PORT=str(free_port()))
+    assert time.monotonic() - started < 30
 
 
 def test_the_demo_says_what_is_missing(clone: Path, tmp_path: Path) -> None:

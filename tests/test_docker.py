@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Process, documented, free_port, running
+from conftest import ROOT, Process, documented, free_port, needs, run, running
 
 Done = subprocess.CompletedProcess[str]
 MODEL = """
@@ -29,27 +29,12 @@ HOMES = {
 }
 
 
-def run(*command: str, **env: str) -> str:
-    environment = {**os.environ, **env}
-    done = subprocess.run(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Docker engine of the tests' own; its address is in DOCKER_HOST."""
-    missing = [
-        name
-        for name in ("dockerd", "docker", "docker-registry", "debootstrap")
-        if not shutil.which(name)
-    ]
-    if missing or os.geteuid():
-        reason = f"needs root, and docker.io, docker-registry and debootstrap installed (missing: {missing})"
-        assert not os.environ.get("CI"), reason
-        pytest.skip(reason)
+    needs("dockerd", "docker", "docker-registry", "debootstrap")
+    if os.geteuid():
+        pytest.skip("needs root for a Docker engine of its own")
     folder = tmp_path_factory.mktemp("docker")
     host = f"unix://{folder}/socket"
     options = [
@@ -254,6 +239,20 @@ class TestBuild:
         assert run("docker", "ps", "-q") == ""
         assert "max-broken" not in run("curl", "-sS", f"http://{registry}/v2/_catalog")
 
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_should_stop_at_once_when_told_so(
+        self, models: str, registry: str, number: int
+    ) -> None:
+        options = ["-u", f"{registry}/stopped", "-r", models, "-j", "2", "max-ocr", "max-ocr-home"]
+        with running(Process("./build.sh", *options, cwd=ROOT)) as process:
+            while not run("docker", "ps", "-q"):
+                assert process.popen.poll() is None
+                time.sleep(0.05)
+            process.popen.send_signal(number)
+            assert process.popen.wait(timeout=10) == 128 + number
+        assert run("docker", "ps", "-aq") == ""
+        assert "stopped" not in run("curl", "-sS", f"http://{registry}/v2/_catalog")
+
     def test_should_only_build_when_told_so(self, models: str, registry: str) -> None:
         done = self.build("--no-push", "-u", f"{registry}/nobody", "-r", models, "max-ocr")
         assert done.returncode == 0, done
@@ -314,7 +313,8 @@ class TestDeploy:
     def state(self, tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
         for file in tmp_path.iterdir():
-            os.kill(json.loads(file.read_text())["pid"], signal.SIGTERM)
+            os.environ["WSK_STATE"] = str(tmp_path)
+            run(str(ROOT / "tests" / "wsk"), "action", "delete", file.name.replace("+", "/"))
 
     def deploy(self, state: Path, *arguments: str, **env: str) -> Done:
         environment = {
@@ -385,9 +385,24 @@ class TestDeploy:
         assert "MODELS=" in self.deploy(state, "--help").stdout
 
 
+def test_the_tests_run_against_an_openwhisk(models: str, registry: str, tmp_path: Path) -> None:
+    """The stand-in for wsk and devserver.py are the real one here."""
+    options = ["--openwhisk", "http://127.0.0.1:3233", "--wsk", f"{ROOT / 'tests' / 'wsk'} -i"]
+    options += ["--registry", f"{registry}/tests", "--base-image", f"{models}/max-ocr"]
+    files = [f"tests/test_{name}.py" for name in ("fidelity", "recordings", "faults", "logs")]
+    (tmp_path / "state").mkdir()
+    env = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    env["WSK_STATE"] = str(tmp_path / "state")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, *files]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = re.search(r"(\d+) passed, 0 failed, (\d+) skipped, on ", done.stdout)
+    assert counts and int(counts[1]) > 500 and int(counts[2]) > 100
+    assert list((tmp_path / "state").iterdir()) == []
+    assert "tests/" not in run("docker", "images")
+
+
 def test_the_scripts_pass_shellcheck() -> None:
-    if not shutil.which("shellcheck"):
-        assert not os.environ.get("CI"), "shellcheck is not installed"
-        pytest.skip("shellcheck is not installed")
+    needs("shellcheck")
     scripts = ["build.sh", "deploy.sh", "demo.sh", "test.sh", ".ci/run", "requirements/install.sh"]
     run("shellcheck", *(str(ROOT / script) for script in scripts))

@@ -29,6 +29,13 @@ FAULTS = {  # path, size of the body, time limit -> status, sentence
     "the model calls sys.exit": ("/exit", 0, USUAL, 500, FAILED),
     "no HTTP status": ("/status/700", 0, USUAL, 500, "The model answered with status 700"),
     "the answer is too large": ("/bytes/2000000", 0, USUAL, 500, "The answer takes 2666"),
+    "text in brotli": (
+        "/brotli",
+        0,
+        USUAL,
+        500,
+        "The model's answer is text in the Content-Encoding",
+    ),
     "the model's process ends": ("/os-exit", 0, SHORT, 400, GENERIC),
     "the model hangs until the time limit": ("/sleep/70.0", 0, SHORT, 400, GENERIC),
     "the caller has waited for 60 s": ("/sleep/70.0", 0, LONG, 202, "Response not yet ready."),

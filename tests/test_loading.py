@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import concurrent.futures
 import json
+import socket
 import sys
 import time
 from pathlib import Path
@@ -161,6 +162,7 @@ class TestApps:
             "late",
             "serial",
             "asyncio",
+            "other first",
         ],
     )
     def test_should_be_taken_however_it_is_run(self, stack: str, how: str) -> None:
@@ -186,6 +188,17 @@ class TestApps:
             assert [text_of(run.result()) for run in runs] == ["a 1", "b 1", "c 1", "d 1"]
             assert [some.result().body for some in own] == [b"e 1", b"f 1", b"g 1", b"h 1"]
             assert process.run(web("/nowhere"))["statusCode"] == 404
+
+    def test_should_not_keep_others_waiting_for_a_slow_client(self, stack: str) -> None:
+        with (
+            running(start_container(stack, LIVE_APPS / "started", HOW="serial")) as process,
+            socket.create_connection(("127.0.0.1", process.port)) as slow,
+        ):
+            process.post("/init", {"value": {}})
+            slow.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nx")
+            for _ in range(3):
+                assert text_of(process.run(web("/"))).startswith("the model")
+            assert process.request("GET", "/", seconds=5).status == 200
 
     @pytest.mark.parametrize(
         ("how", "server"),

@@ -156,6 +156,30 @@ class TestRun:
         known = {"__OW_ACTION_NAME=/guest/rec"}
         assert {line for line in lines if line.startswith("__OW_")} <= known
 
+    def test_should_leave_room_in_the_environment(self, flask_app: Process) -> None:
+        names = [
+            "__OW_" + "X" * 200_000,
+            "__OW_A=B",
+            "__OW_\0",
+            "__OW_\ud800",
+            "__OW_a\nb",
+            "__OW_",
+        ]
+        many = {f"__OW_{'A' * (number % 40)}{chr(65 + number // 40)}": "x" for number in range(900)}
+        for env in (dict.fromkeys(names, "x"), many):
+            answer = flask_app.post("/init", {"value": {"env": env}})
+            assert answer.status == (502 if env is many else 200)
+        lines = text_of(flask_app.run(web("/spawn"))).splitlines()
+        assert [line for line in lines if line.startswith("__OW_")] == [
+            "__OW_ACTION_NAME=/guest/rec"
+        ]
+
+    def test_should_take_the_ids_of_an_init_that_comes_later(self, flask_app: Process) -> None:
+        for number in ("1", "2"):
+            flask_app.post("/init", {"value": {"env": {"__OW_ACTIVATION_ID": "init"}}})
+            lines = text_of(flask_app.run(web("/spawn"), activation_id=number)).splitlines()
+            assert f"__OW_ACTIVATION_ID={number}" in lines
+
     def test_should_run_activations_at_once_and_apart(self, flask_app: Process) -> None:
         with concurrent.futures.ThreadPoolExecutor() as pool:
             runs = [
@@ -197,6 +221,12 @@ class TestRun:
         assert (seen["QUERY_STRING"], base64.b64decode(seen["body"])) == ("", b'{"a": "1"}')
         seen = json.loads(text_of(recorder.run({**value, "__ow_method": "post", "__ow_body": [1]})))
         assert (seen["QUERY_STRING"], base64.b64decode(seen["body"])) == ("a=1", b"[1]")
+
+    def test_should_make_a_long_json_string_again_under_web_true(self, recorder: Process) -> None:
+        value = web("/x", "post", "x" * 70_000, content_type="application/json")
+        del value["__ow_query"]
+        seen = json.loads(text_of(recorder.run(value)))
+        assert json.loads(base64.b64decode(seen["body"])) == "x" * 70_000
 
     def test_should_serve_the_whole_of_wsgi(self, flask_app: Process) -> None:
         assert text_of(flask_app.run(web("/write"))) == "written, returned"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import concurrent.futures
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from conftest import (
     LIVE_APPS,
     ROOT,
     Process,
+    free_port,
     running,
     start_container,
     text_of,
@@ -24,6 +26,26 @@ import openwhisk
 
 def test_a_client_has_a_minute() -> None:
     assert openwhisk.Handler.timeout == 60
+
+
+def test_a_client_that_goes_on_reading_gets_all(stack: str) -> None:
+    """The minute is a second here, and the client slower than that."""
+    code, port = "import openwhisk; openwhisk.Handler.timeout = 1; openwhisk.main()", free_port()
+    env = {"PORT": str(port), "PYTHONPATH": str(ROOT)}
+    container = Process(stack, "-c", code, cwd=LIVE_APPS / "flask_app", port=port, env=env)
+    with running(container.wait_ready()), socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        client.connect(("127.0.0.1", port))
+        client.sendall(b"GET /bytes/12000000 HTTP/1.1\r\nHost: x\r\n\r\n")
+        received, started = 0, time.monotonic()
+        while True:
+            data = client.recv(1_000_000, socket.MSG_WAITALL)
+            received += len(data)
+            if not data:
+                break
+            time.sleep(0.2)
+    assert received > 12_000_000
+    assert time.monotonic() - started > 2
 
 
 class TestSettings:

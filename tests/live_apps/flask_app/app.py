@@ -135,6 +135,11 @@ def header() -> Any:
     return response
 
 
+@application.route("/brotli")
+def brotli() -> Any:
+    return Response(b"no brotli", mimetype="text/html", headers={"Content-Encoding": "br"})
+
+
 @application.errorhandler(ZeroDivisionError)
 def not_this(error: Any) -> Any:
     return "division", 500

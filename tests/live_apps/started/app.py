@@ -124,6 +124,10 @@ if __name__ == "__main__":
         thread(health, daemon=True)
         time.sleep(0.1)
         thread(app, daemon=False)
+    elif how == "other first":
+        thread(health, daemon=False)
+        time.sleep(0.1)
+        thread(app, daemon=False).join()
     elif how == "late":
         thread(app, daemon=False, seconds=0.5)
     elif how == "serial":
