@@ -277,7 +277,7 @@ def environ_of(message: Record, predict_path: str) -> Record:
         key, text = "HTTP_" + header.upper().replace("-", "_"), wsgi_text(headers[header])
         if key not in environ:
             environ[key] = text
-        elif JOINS_NAMES:
+        elif JOINS_NAMES:  # pragma: no cover, before Werkzeug 2.3
             environ[key] += "," + text
     environ["HTTP_HOST"] = wsgi_text(host)
     environ.pop("HTTP_ACCEPT_ENCODING", None)  # compression is the proxy's business
@@ -809,9 +809,8 @@ class Model:
                 threading.Event().wait() if threaded else app.serve_one()
 
     def use(self, app: Any) -> None:
-        if not self.loaded.is_set():
-            self.app = app
-            self.loaded.set()
+        self.app = app
+        self.loaded.set()
 
     def look(self) -> None:
         """At an app.py that does not run its app itself: it waits for the thread that does, or has
@@ -820,7 +819,8 @@ class Model:
         while frame:
             module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
             for thread, app in self.offers if (module, function) == ("threading", "join") else []:
-                if thread is frame.f_locals["self"] or self.has_ended and not thread.daemon:
+                awaited = thread is frame.f_locals["self"] or self.has_ended and not thread.daemon
+                if awaited and not self.loaded.is_set():
                     self.use(app)
             server = module.partition(".")[0]
             if server + "." + function in OTHER_SERVERS:

@@ -218,6 +218,16 @@ def test_a_container_gets_one_activation_at_a_time(container: int) -> None:
             assert Container.most == concurrency
 
 
+def test_a_client_waits_for_a_free_container_no_longer_than_for_others(
+    container: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devserver, "BLOCKING_SECONDS", 0.5)
+    with web_action(container) as port, concurrent.futures.ThreadPoolExecutor() as pool:
+        Container.released.clear()
+        answers = [pool.submit(request, port, "GET", BASE) for _ in range(3)]
+        assert [answer.result().status for answer in answers] == [202] * 3
+
+
 def test_a_query_with_a_broken_escape_is_refused(action: int) -> None:
     assert request(action, "GET", BASE + "?a=%zz").status == 400
 

@@ -188,6 +188,8 @@ class TestApps:
             assert [text_of(run.result()) for run in runs] == ["a 1", "b 1", "c 1", "d 1"]
             assert [some.result().body for some in own] == [b"e 1", b"f 1", b"g 1", b"h 1"]
             assert process.run(web("/nowhere"))["statusCode"] == 404
+            assert process.run(web("/exit"))["error"]["statusCode"] == 500
+            assert process.run(web("/"))["statusCode"] == 200
 
     def test_should_not_keep_others_waiting_for_a_slow_client(self, stack: str) -> None:
         with (

@@ -34,6 +34,7 @@ def test_a_client_that_goes_on_reading_gets_all(stack: str) -> None:
     env = {"PORT": str(port), "PYTHONPATH": str(ROOT)}
     container = Process(stack, "-c", code, cwd=LIVE_APPS / "flask_app", port=port, env=env)
     with running(container.wait_ready()), socket.socket() as client:
+        container.post("/init", {"value": {}})
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         client.connect(("127.0.0.1", port))
         client.sendall(b"GET /bytes/12000000 HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+import sys
 import threading
 import time
 from typing import Any
@@ -59,6 +60,11 @@ def bound(name: str) -> str:
     inside.remove(name)
     rows = database.execute("SELECT ?", [name]).fetchall()
     return f"{rows[0][0]} {count}"
+
+
+@app.route("/exit")
+def leave() -> str:
+    sys.exit("secret")
 
 
 @app.route("/fork")
