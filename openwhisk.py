@@ -631,7 +631,7 @@ class Proxy:
         """The status, and the size and pieces of a JSON object, whatever comes; ends the log."""
         try:
             size = int(environ.get("CONTENT_LENGTH") or 0)
-            data = environ["wsgi.input"].read(max(0, min(size, self.limit * LARGEST or size)))
+            data = environ["wsgi.input"].read(max(0, min(size, self.limit * MESSAGE or size)))
             result = self.run(data) if endpoint == "/run" else self.init(data)
             serialized = serialize(result, self.limit)
         except NotCarriedError as error:
@@ -697,6 +697,8 @@ class Proxy:
         return result_of((status, headers, body), coding)
 
 
+# A message is read up to so many times RESULT_LIMIT; JSON may take a hundred times its size.
+MESSAGE = 8
 MALFORMED = "OpenWhisk sends no such message: %s: %s."
 
 

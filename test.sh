@@ -15,11 +15,11 @@ case ${1:-} in
             PYENV_VERSION=$(pyenv versions --bare | tr '\n' ':')
             export PYENV_VERSION
         fi
-        options=(--all --hypothesis-profile thorough --stack "$python")
+        options=(--all --hypothesis-profile=thorough "--stack=$python")
         for file in requirements/stacks/*.txt; do
             name=$(basename "$file" .txt)
             if "python${name%%-*}" -V >/dev/null 2>&1; then
-                options+=(--stack "$PWD/.venv/stacks/$name/bin/python")
+                options+=("--stack=$PWD/.venv/stacks/$name/bin/python")
                 install_stack "$file" &
             else
                 missing+=("$name")
@@ -38,6 +38,6 @@ log=$(mktemp)
 trap 'kill "$checks" 2>/dev/null || true; rm -f "$log"' EXIT
 { checks >"$log" 2>&1 || { cat "$log" >&2; exit 1; }; } &
 checks=$! failed=0
-.venv/bin/python -m pytest -n "$(($(nproc) + 1))" --dist worksteal --instafail --cov "${options[@]}" || failed=1
+.venv/bin/python -m pytest -n "$(($(getconf _NPROCESSORS_ONLN) + 1))" --dist worksteal --instafail --cov "${options[@]}" tests || failed=1
 wait $checks || failed=1
 exit $failed
