@@ -1,9 +1,12 @@
 """Serves a model's HTTP API as an Apache OpenWhisk web action: POST /init, POST /run.
 
-Any other request to the port is the model's own HTTP, so the same image serves without OpenWhisk
-too. What OpenWhisk sends and takes is recorded in tests/recordings. The sections stand in the order
-in which a request flows; `main`, at the end, is where to begin. Runs on Python 3.6 and newer, with
-the Flask and Werkzeug of the model's image.
+OpenWhisk's controller turns a caller's HTTP request into a message, its invoker posts that to /run
+of a container, once for each activation, and the controller turns the result into the caller's HTTP
+response. Both are recorded in tests/recordings. Any other request to the port is the model's own
+HTTP, so the same image serves without OpenWhisk too.
+
+`main`, at the end, is where to begin; before it, a message's way to the model's app and back.
+Runs on Python 3.6 and newer, with the Flask and Werkzeug of the model's image.
 """
 
 import binascii
@@ -60,14 +63,7 @@ def read_settings() -> List[str]:
     return list(texts.values())
 
 
-# ---- The message becomes a WSGI environ ---------------------------------------------------------
-
-IDS = "action_name action_version activation_id api_key deadline namespace transaction_id".split()
-FORM = "application/x-www-form-urlencoded"
-RESERVED = {"__ow_" + name for name in ("method", "headers", "path", "user", "query", "body")}
-# Of an id, for longer ones would leave no room in the environment of the model's child processes.
-ID = re.compile(r"[ -~]{0,1000}\Z")
-VARIABLE = re.compile(r"__OW_[A-Z_]{1,40}\Z")
+# ---- What the controller carries as text, and what as base64 ------------------------------------
 
 # What the controller carries as text (tests/recordings/text_media_types.json); all else is base64.
 TEXT = set(
@@ -108,6 +104,68 @@ PARAMETER = r'\s*;\s*{0}=(?:{0}|"(?:[^"\\]|\\.)*")'.format(TOKEN)
 CONTENT_TYPE = re.compile(r"\s*({0}/{0})((?:{1})*)[\s;]*\Z".format(TOKEN, PARAMETER))
 CHARSET = re.compile(r";\s*charset=[\"']?([^\"';\s]+)", re.IGNORECASE)
 
+
+@functools.lru_cache(maxsize=32)  # a model's answers have few types
+def media_type(content_type: str) -> Tuple[str, str]:
+    """The type in lower case, and the charset; empty strings for what is absent or malformed."""
+    found = CONTENT_TYPE.match(content_type)
+    if not found:
+        return "", ""
+    charset = CHARSET.search(found.group(2)) if found.group(2) else None
+    return found.group(1).lower(), charset.group(1) if charset else ""
+
+
+def is_json(kind: str) -> bool:
+    """Whether it is JSON for the controller, which then takes text as well as base64."""
+    return kind == "application/json" or kind.endswith("+json")
+
+
+def is_text(kind: str, charset: str) -> bool:
+    """Whether the controller carries it as text."""
+    if kind in TEXT or not charset:
+        return kind in TEXT
+    return kind.startswith(("text/", "application/")) and not kind.startswith(BINARY)
+
+
+# ---- The message's ids go into the environment --------------------------------------------------
+
+IDS = "action_name action_version activation_id api_key deadline namespace transaction_id".split()
+OW_NAME = re.compile(r"__OW_[A-Z_]{1,40}\Z")
+# Longer texts would leave no room in the environment of the model's child processes.
+OW_TEXT = re.compile(r"[ -~]{0,1000}\Z")
+# By name what C's environment points to. os.environ's setenv() keeps every value that it is ever
+# given (270 bytes an activation, with glibc), so these buffers are written over.
+C_VARIABLES: Dict[str, Any] = {}
+
+
+def checked(variables: Record) -> Dict[str, str]:
+    """OpenWhisk's names, ids and times as texts; raises ValueError for what can be none."""
+    if len(variables) > 100:
+        raise ValueError("there are more than 100 variables")
+    for name, value in variables.items():
+        if type(value) not in (int, str) or not OW_TEXT.match(str(value)):
+            raise ValueError("%s is not of at most 1000 ASCII characters" % name)
+        if name.lower().endswith("deadline") and not str(value).isdecimal():
+            raise ValueError("%s is not in milliseconds" % name)
+    return {name: str(value) for name, value in variables.items()}
+
+
+def export(variables: Dict[str, str]) -> None:
+    """Into os.environ, and into the environment that child processes get."""
+    for name, text in variables.items():
+        is_new = name not in C_VARIABLES
+        variable = C_VARIABLES.setdefault(name, ctypes.create_string_buffer(1100))
+        variable.value = (name + "=" + text).encode()
+        os.environ._data[name.encode()] = text.encode()  # type: ignore[attr-defined]
+        if is_new:
+            ctypes.CDLL(None).putenv(variable)
+
+
+# ---- The message becomes a WSGI environ ---------------------------------------------------------
+
+FORM = "application/x-www-form-urlencoded"
+RESERVED = {"__ow_" + name for name in ("method", "headers", "path", "user", "query", "body")}
+
 # The JSON parser takes 0.8 ms for a body of 1 MB, cutting the body out first 0.03 ms.
 LONG_BODY = re.compile(rb'"__ow_body": ?"')
 PLACEHOLDER = "the body is " + os.urandom(16).hex()
@@ -134,28 +192,6 @@ def parse(data: bytes) -> Any:
     return json.loads(data.decode())
 
 
-@functools.lru_cache(maxsize=32)  # a model's answers have few types
-def media_type(content_type: str) -> Tuple[str, str]:
-    """The type in lower case, and the charset; empty strings for what is absent or malformed."""
-    found = CONTENT_TYPE.match(content_type)
-    if not found:
-        return "", ""
-    charset = CHARSET.search(found.group(2)) if found.group(2) else None
-    return found.group(1).lower(), charset.group(1) if charset else ""
-
-
-def is_json(kind: str) -> bool:
-    """Whether it is JSON for the controller, which then takes text as well as base64."""
-    return kind == "application/json" or kind.endswith("+json")
-
-
-def is_text(kind: str, charset: str) -> bool:
-    """Whether the controller carries it as text."""
-    if kind in TEXT or not charset:
-        return kind in TEXT
-    return kind.startswith(("text/", "application/")) and not kind.startswith(BINARY)
-
-
 try:  # OpenSSL, which Python's ssl brings along, decodes 1 MB in 0.6 ms, Python in 1.7 to 3.1
     import _ssl
 
@@ -169,16 +205,16 @@ except (ImportError, AttributeError, OSError):  # pragma: no cover, where Python
 def decode_base64(text: bytes) -> bytes:
     """Raises ValueError for anything but whole groups of four characters."""
     padding = len(text) - len(text.rstrip(b"="))
-    size = len(text) // 4 * 3 - padding
+    if len(text) % 4 or padding > 2 or text.find(b"=", 0, len(text) - padding) >= 0:
+        raise ValueError("__ow_body is not base64")  # for OpenSSL = is a zero, and may be anywhere
     if EVP_DecodeBlock:
-        buffer = bytearray(size + 5)
+        buffer = bytearray(len(text) // 4 * 3 + 1)
         address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-        decoded = EVP_DecodeBlock(address, text, len(text)) - padding  # which it counts as zeros
-        data = bytes(memoryview(buffer)[: max(decoded, 0)])
+        size = EVP_DecodeBlock(address, text, len(text))
+        data = bytes(memoryview(buffer)[: max(size - padding, 0)])
     else:
         data = binascii.a2b_base64(text)
-    inside = text.find(b"=", 0, len(text) - padding)  # count() would take half of the whole time
-    if len(text) % 4 or padding > 2 or inside >= 0 or len(data) != size:
+    if len(data) != len(text) // 4 * 3 - padding:
         raise ValueError("__ow_body is not base64")
     return data
 
@@ -215,14 +251,18 @@ def query_and_body(value: Record) -> Tuple[str, Union[bytes, Base64Input]]:
     """
     kind, charset = media_type(value.get("__ow_headers", {}).get("content-type", ""))
     query, body = value.get("__ow_query"), value.get("__ow_body", "")
-    if query is None:
+    if query is None:  # OpenWhisk has made parameters of query and body
         parameters = {name: value[name] for name in value if name not in RESERVED}
-        merged = "__ow_body" not in value and value["__ow_method"] not in ("get", "head")
-        query = "" if merged and (is_json(kind) or kind == FORM) else urlencode(parameters)
-        if is_json(kind) and (merged or "__ow_body" in value):
-            return query, json.dumps(parameters if merged else body).encode()
-        if kind == FORM and merged:
-            return query, urlencode(parameters).encode()
+        has_body = "__ow_body" in value
+        if not has_body and value["__ow_method"] not in ("get", "head"):
+            if is_json(kind):
+                return "", json.dumps(parameters).encode()
+            if kind == FORM:
+                return "", urlencode(parameters).encode()
+        query = urlencode(parameters)
+        if has_body and is_json(kind):
+            return query, json.dumps(body).encode()
+    # Of all JSON only this type comes in base64 (tests/recordings/README.md).
     is_base64 = kind == "application/json" or not is_text(kind, charset)
     if isinstance(body, memoryview):
         return query, Base64Input(body) if is_base64 else bytes(body)
@@ -302,7 +342,7 @@ def environ_of(message: Record, predict_path: str) -> Record:
 Response = Tuple[str, List[Tuple[str, str]], bytes]  # status, headers, body
 
 # An answer is collected up to so many times RESULT_LIMIT: gzip makes JSON smaller, but not by more.
-LARGEST = 32
+ANSWER_FACTOR = 32
 
 
 class NotCarriedError(Exception):
@@ -326,13 +366,13 @@ def call(app: WSGIApp, environ: Record, limit: int) -> Response:
     """
     started: List[Any] = []
     chunks: List[bytes] = []
-    left = limit * LARGEST or sys.maxsize
+    left = limit * ANSWER_FACTOR or sys.maxsize
 
     def write(data: bytes) -> None:
         nonlocal left
         left -= len(data) or 1  # for an endless row of nothing, too
         if left < 0:
-            raise too_large("over %d" % (limit * LARGEST), limit)
+            raise too_large("over %d" % (limit * ANSWER_FACTOR), limit)
         chunks.append(data)
 
     def start_response(status: str, headers: List[Tuple[str, str]], _: Any = None) -> Any:
@@ -444,18 +484,16 @@ def compress(fields: Fields, body: bytes) -> bytes:
     """With gzip, where it pays and the controller can carry it; the headers say so then."""
     kind, _ = media_type(first(fields, "content-type"))
     carried = kind not in TEXT or is_json(kind) or "javascript" in kind
-    known = "content-encoding" in fields or "content-range" in fields
-    pays = len(body) >= GZIP_BYTES and len(zlib.compress(body[:16384], 1)) <= GZIP_PART * min(
-        len(body), 16384
-    )
-    if known or not carried or not pays:
+    if not carried or "content-encoding" in fields or "content-range" in fields:
+        return body
+    sample = body[:16384]
+    if len(body) < GZIP_BYTES or len(zlib.compress(sample, 1)) > GZIP_PART * len(sample):
         return body
     fields["content-encoding"] = ["Content-Encoding", "gzip"]
     fields.setdefault("vary", ["Vary"]).append("Accept-Encoding")
     if first(fields, "etag").startswith('"'):
         fields["etag"][1] = "W/" + fields["etag"][1]
-    packer = zlib.compressobj(6, zlib.DEFLATED, 31)
-    return packer.compress(body) + packer.flush()
+    return gzip.compress(body, 6)
 
 
 def encode_body(fields: Fields, body: bytes) -> Union[str, bytes]:
@@ -464,22 +502,25 @@ def encode_body(fields: Fields, body: bytes) -> Union[str, bytes]:
     Changes a Content-Type with which it could not carry the body. Raises NotCarriedError.
     """
     kind, charset = media_type(first(fields, "content-type"))
-    encoding = first(fields, "content-encoding").lower()
-    encoded = encoding not in ("", "identity")
-    if encoded and "javascript" in kind:
-        fields["content-type"] = ["Content-Type", "text/javascript"]  # no text for the controller
+    encoding = first(fields, "content-encoding").lower().replace("identity", "")
+    if encoding and "javascript" in kind:
+        fields["content-type"] = ["Content-Type", "text/javascript"]  # which is base64
         return body
-    if is_text(kind, charset) and not (encoded and is_json(kind)):
-        try:
-            text = (unpacked(body, encoding) if encoded else body).decode(charset or "utf-8")
-        except (LookupError, UnicodeError):
-            kind = kind if is_json(kind) else ""
-        else:
-            if encoded:
-                del fields["content-encoding"]
-            if not is_json(kind) or not LOOKS_BASE64.match(text.strip(SPACES)):
-                return text
-            body = text.encode()
+    if not is_text(kind, charset) or (encoding and is_json(kind)):
+        return as_base64(fields, kind, charset, body)
+    try:
+        text = (unpacked(body, encoding) if encoding else body).decode(charset or "utf-8")
+    except (LookupError, UnicodeError):  # then it is not what it says
+        return as_base64(fields, kind if is_json(kind) else "", charset, body)
+    if encoding:
+        del fields["content-encoding"]
+    if is_json(kind) and LOOKS_BASE64.match(text.strip(SPACES)):
+        return as_base64(fields, kind, charset, text.encode())
+    return text
+
+
+def as_base64(fields: Fields, kind: str, charset: str, body: bytes) -> bytes:
+    """The body, with a Content-Type that is not text for the controller."""
     if charset or not kind:
         fields["content-type"] = ["Content-Type", kind or "application/octet-stream"]
     return body
@@ -515,9 +556,10 @@ def plain_result(response: Response) -> Record:
 
 
 def serialize(result: Record, limit: int = 0) -> Tuple[int, Iterable[bytes]]:
-    """The size and the pieces of the result's JSON. Raises NotCarriedError over the limit (bytes,
-    0:
-    none), and ValueError for NaN, which is not JSON."""
+    """The size and the pieces of the result's JSON.
+
+    Raises NotCarriedError over the limit (bytes, 0: none), ValueError for NaN, which is not JSON.
+    """
     body = result["body"] if isinstance(result.get("body"), bytes) else b""
     data = to_json(dict(result, body="") if body else result).encode("utf-8", "backslashreplace")
     size = len(data) + (len(body) + 2) // 3 * 4
@@ -555,8 +597,7 @@ class Log(io.FileIO):
             self.open_line = False
 
     def end(self, stream: Any) -> None:
-        """Ends the activation's log, after what the stream still holds: a model may have wrapped
-        it."""
+        """Ends the activation's log, after what a stream holds back that the model has wrapped."""
         with contextlib.suppress(Exception):
             stream.flush()
         self.put(SENTINEL)
@@ -608,6 +649,12 @@ class Handler(serving.WSGIRequestHandler):
         pass
 
 
+NOT_LOADED = "The model is not loaded; the log says more."
+MALFORMED = "OpenWhisk sends no such message: %s: %s."
+# A message is read up to so many times RESULT_LIMIT, as its JSON may take a hundred times its size.
+MESSAGE_FACTOR = 8
+
+
 class Proxy:
     """The WSGI app on the container's port: OpenWhisk's two endpoints, all else is the model's."""
 
@@ -631,7 +678,9 @@ class Proxy:
         """The status, and the size and pieces of a JSON object, whatever comes; ends the log."""
         try:
             size = int(environ.get("CONTENT_LENGTH") or 0)
-            data = environ["wsgi.input"].read(max(0, min(size, self.limit * MESSAGE or size)))
+            data = environ["wsgi.input"].read(
+                max(0, min(size, self.limit * MESSAGE_FACTOR or size))
+            )
             result = self.run(data) if endpoint == "/run" else self.init(data)
             serialized = serialize(result, self.limit)
         except NotCarriedError as error:
@@ -651,7 +700,7 @@ class Proxy:
         """Takes over the platform's part of the environment, and waits for the model."""
         try:
             env = parse(data)["value"].get("env", {})
-            variables = checked({name: env[name] for name in env if VARIABLE.match(name)})
+            variables = checked({name: env[name] for name in env if OW_NAME.match(name)})
         except Exception as error:
             return failure(400, MALFORMED % (type(error).__name__, error))
         failed = self.model.wait(variables.get("__OW_DEADLINE", ""))
@@ -672,7 +721,9 @@ class Proxy:
         except Exception as error:
             return failure(400, MALFORMED % (type(error).__name__, error))
         export({"__OW_" + name.upper(): text for name, text in ids.items()})
-        if self.model.wait(ids.get("deadline", "")):
+        failed = self.model.wait(ids.get("deadline", ""))
+        if failed:
+            log_sentence(failed)
             return failure(503, NOT_LOADED)
         return plain_result(self.call(environ)) if is_plain else self.web_result(value, environ)
 
@@ -685,7 +736,8 @@ class Proxy:
         if environ["REQUEST_METHOD"] == "HEAD":
             # The controller's Content-Length is that of the body, which it leaves out then.
             length = int(Headers(headers).get("Content-Length", 0))
-            if 0 < self.limit < length * 2:  # may only fit in gzip, so it takes the body
+            # What may be too large in base64, and then fit in gzip, has to be made.
+            if 0 < self.limit < length * 2:
                 status, headers, body = self.call(dict(environ, REQUEST_METHOD="GET"))
             else:
                 body, coding = b" " * length, ""
@@ -697,44 +749,8 @@ class Proxy:
         return result_of((status, headers, body), coding)
 
 
-# A message is read up to so many times RESULT_LIMIT; JSON may take a hundred times its size.
-MESSAGE = 8
-MALFORMED = "OpenWhisk sends no such message: %s: %s."
-
-
-def checked(variables: Record) -> Dict[str, str]:
-    """OpenWhisk's names, ids and times as texts; raises ValueError for what can be none."""
-    if len(variables) > 100:
-        raise ValueError("there are more than 100 variables")
-    texts = {name: str(value) for name, value in variables.items() if type(value) in (int, str)}
-    for name in variables:
-        if not ID.match(texts.get(name, "\0")):
-            raise ValueError("%s is not of at most 1000 ASCII characters" % name)
-        if name.lower().endswith("deadline") and not texts[name].isdecimal():
-            raise ValueError("%s is not in milliseconds" % name)
-    return texts
-
-
-# What C's environment points to, by name. Of what differs each time, os.environ's setenv() keeps
-# all
-# for ever (270 bytes an activation, with glibc), so that these are written over in place.
-VARIABLES: Dict[str, Any] = {}
-
-
-def export(variables: Dict[str, str]) -> None:
-    """Into os.environ, and into the environment that child processes get."""
-    for name, text in variables.items():
-        known = name in VARIABLES
-        variable = VARIABLES.setdefault(name, ctypes.create_string_buffer(1100))
-        variable.value = (name + "=" + text).encode()
-        os.environ._data[name.encode()] = text.encode()  # type: ignore[attr-defined]
-        if not known:
-            ctypes.CDLL(None).putenv(variable)
-
-
 # ---- The life cycle -----------------------------------------------------------------------------
 
-NOT_LOADED = "The model is not loaded; the log says more."
 LOOK_SECONDS = 0.2  # between two looks at an app.py that has not run its app yet
 TOO_SLOW = (
     "The model did not load within the action's time limit; 'wsk action update --timeout' gives it "
@@ -759,7 +775,7 @@ class Model:
         self.limit, self.logs = limit, logs
         self.app: Any = None
         self.error, self.loaded, self.has_ended = "", threading.Event(), False
-        self.offers: List[Tuple[threading.Thread, WSGIApp]] = []
+        self.waiting_apps: List[Tuple[threading.Thread, WSGIApp]] = []
 
     def load(self, wsgi_app: str, arm_signals: Callable[[], None]) -> None:
         """In the main thread, as TensorFlow 1 needs it; does not return."""
@@ -767,7 +783,7 @@ class Model:
         sys.path.insert(0, os.getcwd())
         try:
             if wsgi_app:
-                self.take(app_of(wsgi_app))
+                self.take(app_of(wsgi_app))  # for ever
             self.replace_servers()
             runpy.run_path(os.path.abspath("app.py"), run_name="__main__")
             self.has_ended = True
@@ -783,7 +799,7 @@ class Model:
         self.take(None)
 
     def replace_servers(self) -> None:
-        """What app.py calls at its end, directly or by MAXApp.run(), is `take` then."""
+        """So that app.py, which calls one of them at its end, calls `take`."""
         signature = inspect.signature(serving.run_simple)
 
         def run_simple(*arguments: Any, **options: Any) -> None:
@@ -797,32 +813,35 @@ class Model:
         importlib.import_module("flask").Flask.run = run
 
     def take(self, app: Any, threaded: bool = True) -> None:
-        """The main thread's app is the model's, another thread's may be; does not return."""
-        app = app if threaded else OneAtATime(app, self.limit)
+        """Stands in for a server's run(), so it does not return either."""
         is_main = threading.current_thread() is threading.main_thread()
+        wait: Callable[[], Any] = threading.Event().wait
+        if not threaded:
+            app = OneAtATime(app, self.limit)
+            wait = app.serve_one
         if is_main:
             self.use(app)
         else:
-            self.offers.append((threading.current_thread(), app))
+            self.waiting_apps.append((threading.current_thread(), app))
         while True:
             if is_main:
                 self.arm_signals()
             with contextlib.suppress(BaseException):  # what a signal handler of the model raises
-                threading.Event().wait() if threaded else app.serve_one()
+                wait()
 
     def use(self, app: Any) -> None:
         self.app = app
         self.loaded.set()
 
-    def look(self) -> None:
-        """At an app.py that does not run its app itself: it waits for the thread that does, or has
-        another server."""
+    def search_main_thread(self) -> None:
+        """For an app.py that waits for the thread which runs the app, or runs another server."""
         frame = sys._current_frames().get(threading.main_thread().ident or 0)
         while frame:
             module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
-            for thread, app in self.offers if (module, function) == ("threading", "join") else []:
-                awaited = thread is frame.f_locals["self"] or self.has_ended and not thread.daemon
-                if awaited and not self.loaded.is_set():
+            for thread, app in self.waiting_apps:
+                if (module, function) != ("threading", "join") or self.loaded.is_set():
+                    continue
+                if thread is frame.f_locals["self"] or (self.has_ended and not thread.daemon):
                     self.use(app)
             server = module.partition(".")[0]
             if server + "." + function in OTHER_SERVERS:
@@ -832,7 +851,7 @@ class Model:
 
     def is_loaded(self) -> bool:
         if not self.loaded.is_set():
-            self.look()
+            self.search_main_thread()
         return self.loaded.is_set() and not self.error
 
     def wait(self, deadline: str = "") -> str:
@@ -855,8 +874,7 @@ def app_of(name: str) -> WSGIApp:
 
 
 def stop_on_signals(server: serving.BaseWSGIServer, logs: List[Log]) -> Callable[[], None]:
-    """On SIGTERM and SIGINT: no new connections, the requests under way are finished, exit status
-    0.
+    """Makes SIGTERM and SIGINT end the process with status 0, after the requests under way.
 
     Returns a function that takes the signals again, after an event loop of the model had them.
     """

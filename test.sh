@@ -26,6 +26,7 @@ case ${1:-} in
             fi
         done
         for job in $(jobs -p); do wait "$job"; done
+        unset PYENV_VERSION # python3 is this machine's again
         ;;
     *) fail "./test.sh takes no option but --all." ;;
 esac

@@ -275,7 +275,7 @@ MALFORMED = [
 
 
 NOT_BASE64 = ["QUI", "QUI==", "QUI=QUI=", "QU\nI", "QUI!", " QUI=", "QUI=\n", "=QUI", "AA=A"]
-NOT_BASE64 += ["QUI=QUI!", "Q===", "====", "é" * 4]
+NOT_BASE64 += ["AAAA" * 99 + "=" * 40_000, "QUI=QUI!", "Q===", "====", "é" * 4]
 
 
 class TestMessage:
