@@ -83,6 +83,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "stack" in metafunc.fixturenames:
         pythons = stacks(metafunc.config)
+        if getattr(metafunc.module, "ONE_STACK", False):
+            pythons = dict(list(pythons.items())[:1])
         metafunc.parametrize("stack", pythons.values(), ids=pythons.keys(), scope="session")
 
 
@@ -128,7 +130,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def stacks(config: pytest.Config) -> dict[str, str]:
     """The Pythons that run the apps, by name."""
     pythons = config.getoption("--stack") or [sys.executable]
-    return {Path(python).parent.parent.name.lstrip("."): python for python in pythons}
+    names = {sys.executable: "%d.%d here" % sys.version_info[:2]}
+    return {names.get(python, Path(python).parent.parent.name): python for python in pythons}
 
 
 @pytest.hookimpl(trylast=True)
