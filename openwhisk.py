@@ -678,9 +678,9 @@ class Proxy:
         """The status, and the size and pieces of a JSON object, whatever comes; ends the log."""
         try:
             size = int(environ.get("CONTENT_LENGTH") or 0)
-            data = environ["wsgi.input"].read(
-                max(0, min(size, self.limit * MESSAGE_FACTOR or size))
-            )
+            if self.limit:
+                size = min(size, self.limit * MESSAGE_FACTOR)
+            data = environ["wsgi.input"].read(max(0, size))
             result = self.run(data) if endpoint == "/run" else self.init(data)
             serialized = serialize(result, self.limit)
         except NotCarriedError as error:

@@ -39,6 +39,6 @@ log=$(mktemp)
 trap 'kill "$checks" 2>/dev/null || true; rm -f "$log"' EXIT
 { checks >"$log" 2>&1 || { cat "$log" >&2; exit 1; }; } &
 checks=$! failed=0
-.venv/bin/python -m pytest -n "$((2 * $(getconf _NPROCESSORS_ONLN)))" --dist worksteal --instafail --cov "${options[@]}" tests || failed=1
+.venv/bin/python -m pytest -n "$((2 * $(getconf _NPROCESSORS_ONLN)))" --dist loadgroup --instafail --cov "${options[@]}" tests || failed=1
 wait $checks || failed=1
 exit $failed

@@ -78,6 +78,7 @@ def container(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         monkeypatch.setattr(Container, name, getattr(Container, name))
     Container.released.set()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Container)
+    monkeypatch.setattr(server, "handle_error", lambda *_: None)  # of clients that went away
     threading.Thread(
         target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
     ).start()
