@@ -493,7 +493,8 @@ def compress(fields: Fields, body: bytes) -> bytes:
     fields.setdefault("vary", ["Vary"]).append("Accept-Encoding")
     if first(fields, "etag").startswith('"'):
         fields["etag"][1] = "W/" + fields["etag"][1]
-    return gzip.compress(body, 6)
+    packer = zlib.compressobj(6, zlib.DEFLATED, 31)  # gzip, with no time in it
+    return packer.compress(body) + packer.flush()
 
 
 def encode_body(fields: Fields, body: bytes) -> Union[str, bytes]:
