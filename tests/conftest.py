@@ -88,12 +88,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("stack", pythons.values(), ids=pythons.keys(), scope="session")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         fixtures = getattr(item, "fixturenames", [])
-        for shared in {"engine", "demo"} & set(fixtures):  # by one worker, as they cost minutes
-            item.add_marker(pytest.mark.xdist_group(shared))
         if config.getoption("--openwhisk") and not item.get_closest_marker("openwhisk"):
             item.add_marker(pytest.mark.skip(reason="skipped: they ask nothing of OpenWhisk"))
         elif "engine" in fixtures and not config.getoption("--all"):
