@@ -130,7 +130,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def stacks(config: pytest.Config) -> dict[str, str]:
     """The Pythons that run the apps, by name."""
     pythons = config.getoption("--stack") or [sys.executable]
-    names = {sys.executable: "%d.%d here" % sys.version_info[:2]}
+    names = {sys.executable: f"{sys.version_info[0]}.{sys.version_info[1]} here"}
     return {names.get(python, Path(python).parent.parent.name): python for python in pythons}
 
 
