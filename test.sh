@@ -15,7 +15,7 @@ case ${1:-} in
             PYENV_VERSION=$(pyenv versions --bare | tr '\n' ':')
             export PYENV_VERSION
         fi
-        options=(--all --hypothesis-profile=thorough "--stack=$python")
+        options=(--ignore=tests/test_docker.py --hypothesis-profile=thorough "--stack=$python")
         for file in requirements/stacks/*.txt; do
             name=$(basename "$file" .txt)
             if "python${name%%-*}" -V >/dev/null 2>&1; then
@@ -32,13 +32,27 @@ case ${1:-} in
 esac
 [ ${#missing[@]} = 0 ] || export MISSING_STACKS="${missing[*]}"
 
+log=$(mktemp -d)
+trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -r "$log"' EXIT
+in_the_background() { # name, command...: what it says is shown if it fails
+    local name=$1
+    shift
+    "$@" >"$log/$name" 2>&1 || { cat "$log/$name" >&2; exit 1; }
+}
 checks() {
     .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy .
 }
-log=$(mktemp)
-trap 'kill "$checks" 2>/dev/null || true; rm -f "$log"' EXIT
-{ checks >"$log" 2>&1 || { cat "$log" >&2; exit 1; }; } &
-checks=$! failed=0
-.venv/bin/python -m pytest -n "$((2 * $(getconf _NPROCESSORS_ONLN)))" --dist loadgroup --instafail --cov "${options[@]}" tests || failed=1
-wait $checks || failed=1
+failed=0 jobs=()
+in_the_background checks checks &
+jobs+=($!)
+if [ "${1:-}" = --all ]; then
+    in_the_background docker .venv/bin/python -m pytest --all tests/test_docker.py &
+    jobs+=($!)
+fi
+.venv/bin/python -m pytest -n "$((2 * $(getconf _NPROCESSORS_ONLN)))" --dist worksteal --instafail --cov \
+    "${options[@]}" tests | tee "$log/tests" || failed=1
+for job in "${jobs[@]}"; do wait "$job" || failed=1; done
+[ "${1:-}" != --all ] || echo "With Docker: $(tail -n 1 "$log/docker")"
+[ $failed = 0 ] || echo "There are failures." >&2
+tail -n 1 "$log/tests"
 exit $failed

@@ -26,7 +26,6 @@ from conftest import (
 )
 from playwright.sync_api import BrowserContext, sync_playwright
 
-pytestmark = pytest.mark.xdist_group("demo")  # one worker, one clone
 ONE_STACK = True  # what this asks for has nothing to do with the others
 CURL = "curl -F image=@assets/receipt.png http://127.0.0.1:3233/api/v1/web/guest/default/max-ocr"
 CHROMIUM = [

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Process, documented, free_port, needs, run, running
 
-pytestmark = pytest.mark.xdist_group("docker")  # one worker, one engine
 Done = subprocess.CompletedProcess[str]
 MODEL = """
 FROM base:test
