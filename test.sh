@@ -39,11 +39,9 @@ in_the_background() { # name, command...: what it says is shown if it fails
     shift
     "$@" >"$log/$name" 2>&1 || { cat "$log/$name" >&2; exit 1; }
 }
-checks() {
-    .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy .
-}
+checks=".venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy ."
 failed=0 jobs=()
-in_the_background checks checks &
+in_the_background checks sh -c "$checks" &
 jobs+=($!)
 if [ "${1:-}" = --all ]; then
     in_the_background docker .venv/bin/python -m pytest --all tests/test_docker.py &
