@@ -47,7 +47,7 @@ if [ "${1:-}" = --all ]; then
     in_the_background docker .venv/bin/python -m pytest --all tests/test_docker.py &
     jobs+=($!)
 fi
-.venv/bin/python -m pytest -n "$((2 * $(getconf _NPROCESSORS_ONLN)))" --dist worksteal --instafail --cov \
+.venv/bin/python -m pytest -n "$((2 * $(getconf _NPROCESSORS_ONLN)))" --dist worksteal --cov --instafail \
     "${options[@]}" tests | tee "$log/tests" || failed=1
 for job in "${jobs[@]}"; do wait "$job" || failed=1; done
 [ "${1:-}" != --all ] || echo "With Docker: $(tail -n 1 "$log/docker")"
