@@ -465,10 +465,12 @@ class WebAction:
 @contextlib.contextmanager
 def web_action(container_port: int, web: str = "raw", **options: Any) -> Iterator[int]:
     """devserver.py before the container, in this process; gives its port."""
+    timeout = options.pop("timeout", 60.0)
     settings = {"namespace": "guest", "package": "default", "action": "rec", "timeout": 60.0}
     address = f"http://127.0.0.1:{container_port}"
     action = devserver.WebAction(address, raw=web == "raw", **{**settings, **options})
     action.init()
+    action.timeout = timeout  # from now on, so that a busy machine's /init is in time
     server = make_server("127.0.0.1", 0, action, threaded=True, request_handler=devserver.Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

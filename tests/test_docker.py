@@ -212,7 +212,7 @@ def test_the_container_reads_the_text_in_a_picture(image: str, options: tuple[st
         assert '"CAFE SERVERLESS"' in run("curl", "-sS", "-F", "image=@assets/receipt.png", url)
     started = time.monotonic()
     run("docker", "stop", container)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 8  # of the 10 seconds until SIGKILL
     assert run("docker", "inspect", "--format", "{{.State.ExitCode}}", container) == "0\n"
     run("docker", "rm", container)
 
