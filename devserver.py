@@ -45,7 +45,7 @@ CORS = [
     ("Access-Control-Allow-Methods", "OPTIONS, GET, DELETE, POST, PUT, HEAD, PATCH"),
 ]
 CORS_HEADERS = "Authorization, Origin, X-Requested-With, Content-Type, Accept, User-Agent"
-DROPPED = CONTROLLERS - {"access-control-allow-origin"} | {"content-type"}
+DROPPED = CONTROLLERS | {"content-type"}
 BODILESS = {*range(100, 200), 204, 205, 304}
 
 # Characters that Pekko HTTP leaves as they are in a path's segment and in a query's names and

@@ -9,6 +9,8 @@ HTTP, so the same image serves without OpenWhisk too.
 Runs on Python 3.6 and newer, with the Flask and Werkzeug of the model's image.
 """
 
+import ast
+import atexit
 import binascii
 import contextlib
 import ctypes
@@ -32,12 +34,14 @@ import zlib
 from concurrent.futures import Future
 from http.server import HTTPServer
 from typing import Any, Callable, Dict, Iterable, List, Set, Tuple, Union
-from urllib.parse import quote, unquote_to_bytes, urlencode
+from urllib.parse import quote, unquote, unquote_to_bytes, urlencode
 
 import werkzeug
 from werkzeug import datastructures, serving
 from werkzeug.datastructures import Headers
 from werkzeug.http import parse_accept_header
+
+__version__ = "1.1.0"  # as in CHANGELOG.md
 
 Record = Dict[str, Any]
 WSGIApp = Callable[..., Iterable[bytes]]
@@ -45,22 +49,49 @@ WSGIApp = Callable[..., Iterable[bytes]]
 
 # ---- Settings -----------------------------------------------------------------------------------
 
+ORIGINS = r"(app|\*|https?://[^\s,/]+( https?://[^\s,/]+)*)?\Z"
 SETTINGS: Dict[str, Tuple[str, Callable[[str], Any], str]] = {
     # environment variable: default, which text is valid, how an error describes that
     "PORT": ("8080", lambda text: text.isdecimal() and 0 < int(text) < 65536, "from 1 to 65535"),
-    "WSGI_APP": ("", re.compile(r"([\w.]+:\w+)?\Z").match, "module:attribute"),
+    "WSGI_APP": (
+        "",
+        re.compile(r"([\w.]+:[^\d\W][\w.]*(\(.*\))?)?\Z").match,
+        "module:attribute or module:factory()",
+    ),
     "PREDICT_PATH": ("/model/predict", re.compile(r"/[!-~]*\Z").match, "a path that begins with /"),
     "RESULT_LIMIT": ("1048576", str.isdecimal, "a number of bytes, or 0 for no limit"),
+    "BASE_PATH": ("", lambda text: True, ""),  # what is none gets ignored, like a caller's
+    "CORS": ("", re.compile(ORIGINS).match, "app, * or origins like https://example.com"),
 }
+# May also be bound to an action, as no caller can override a bound parameter.
+BOUND = ("PREDICT_PATH", "BASE_PATH", "CORS")
 
 
-def read_settings() -> List[str]:
-    """The texts of SETTINGS, in their order; exits with a sentence about one that is not valid."""
+def check_setting(name: str, text: Any) -> str:
+    """The text; raises ValueError with a sentence if it is not valid."""
+    _, is_valid, wanted = SETTINGS[name]
+    if not isinstance(text, str) or not is_valid(text):
+        raise ValueError("%s must be %s, not %.200r" % (name, wanted, text))
+    return text
+
+
+def read_settings() -> Dict[str, str]:
+    """SETTINGS as the environment has them; exits with a sentence about one that is not valid."""
     texts = {name: os.environ.get(name) or default for name, (default, _, _) in SETTINGS.items()}
-    for name, (_, is_valid, wanted) in SETTINGS.items():
-        if not is_valid(texts[name]):
-            sys.exit("%s must be %s, not %r." % (name, wanted, texts[name]))
-    return list(texts.values())
+    if "BASE_PATH" not in os.environ:
+        del texts["BASE_PATH"]  # an empty one is the root
+    try:
+        return {name: check_setting(name, text) for name, text in texts.items()}
+    except ValueError as error:
+        sys.exit("%s." % error)
+
+
+def with_bound(settings: Dict[str, str], value: Record) -> Dict[str, str]:
+    """The settings of this action; raises ValueError. Under --web true, where a parameter may be a
+    caller's, without CORS."""
+    names = BOUND if "__ow_query" in value else BOUND[:2]
+    bound = {name: check_setting(name, value[name]) for name in names if name in value}
+    return {**settings, **bound}
 
 
 # ---- What the controller carries as text, and what as base64 ------------------------------------
@@ -165,10 +196,14 @@ def export(variables: Dict[str, str]) -> None:
 
 FORM = "application/x-www-form-urlencoded"
 RESERVED = {"__ow_" + name for name in ("method", "headers", "path", "user", "query", "body")}
+NO_PARAMETERS = RESERVED.union(BOUND)
 
 # The JSON parser takes 0.8 ms for a body of 1 MB, cutting the body out first 0.03 ms.
 LONG_BODY = re.compile(rb'"__ow_body": ?"')
 PLACEHOLDER = "the body is " + os.urandom(16).hex()
+
+# Segments that are neither empty nor dots, of what a browser doesn't take for something else.
+BASE_PATH = re.compile(r"(/(?!\.{1,2}(/|\Z))[^/\\?#%\s\0-\x1f\x7f]+)*\Z")
 
 # X_A and X-A are one name in an environ. Before 2.3, when its datastructures became a package,
 # Werkzeug's server joined their values; since then it ignores X_A, as nginx does.
@@ -207,7 +242,7 @@ def decode_base64(text: bytes) -> bytes:
     padding = len(text) - len(text.rstrip(b"="))
     if len(text) % 4 or padding > 2 or text.find(b"=", 0, len(text) - padding) >= 0:
         raise ValueError("__ow_body is not base64")  # for OpenSSL = is a zero, and may be anywhere
-    if EVP_DecodeBlock:
+    if EVP_DecodeBlock and len(text) > 4096:  # below, Python takes 12 us, and the way to it more
         buffer = bytearray(len(text) // 4 * 3 + 1)
         address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
         size = EVP_DecodeBlock(address, text, len(text))
@@ -252,7 +287,7 @@ def query_and_body(value: Record) -> Tuple[str, Union[bytes, Base64Input]]:
     kind, charset = media_type(value.get("__ow_headers", {}).get("content-type", ""))
     query, body = value.get("__ow_query"), value.get("__ow_body", "")
     if query is None:  # OpenWhisk has made parameters of query and body
-        parameters = {name: value[name] for name in value if name not in RESERVED}
+        parameters = {name: value[name] for name in value if name not in NO_PARAMETERS}
         has_body = "__ow_body" in value
         if not has_body and value["__ow_method"] not in ("get", "head"):
             if is_json(kind):
@@ -270,11 +305,34 @@ def query_and_body(value: Record) -> Tuple[str, Union[bytes, Base64Input]]:
     return query, decode_base64(data) if is_base64 else data
 
 
-def base_path(message: Record) -> str:
+@functools.lru_cache()
+def action_path(action_name: str) -> str:
     """The path of the web action's URL: that of /guest/ocr is /api/v1/web/guest/default/ocr."""
-    action_name = message.get("action_name") or os.environ.get("__OW_ACTION_NAME", "/guest/action")
     namespace, *package, name = action_name.strip("/").split("/")
     return "/".join(["/api/v1/web", namespace, *(package or ["default"]), name])
+
+
+def base_path(message: Record, settings: Dict[str, str]) -> str:
+    """The path under which the caller sees the model; empty for the root.
+
+    That of the proxy in front (the last one, as for Werkzeug's ProxyFix), else that of the
+    settings, else the web action's.
+    """
+    headers = message["value"].get("__ow_headers", {})
+    for text in (headers.get("x-forwarded-prefix"), settings.get("BASE_PATH")):
+        if text is not None:
+            path = unquote(text.rpartition(",")[2].strip())
+            path = path[:-1] if path.endswith("/") else path
+            if BASE_PATH.match(path):
+                return path
+            log_sentence("The base path %.200r is ignored: it should be like /models/ocr." % text)
+    name = message.get("action_name") or os.environ.get("__OW_ACTION_NAME", "/guest/action")
+    return action_path(name)
+
+
+def quoted(path: str) -> str:
+    """As it stands in URLs; the path is bytes in the shape of latin-1."""
+    return quote(path, "/!$&'()*+,;=:@~", "latin-1")
 
 
 def wsgi_text(text: str) -> str:
@@ -282,7 +340,7 @@ def wsgi_text(text: str) -> str:
     return text.encode("utf-8", "replace").decode("latin-1")
 
 
-def environ_of(message: Record, predict_path: str) -> Record:
+def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     """The WSGI environ of a web action's POST /run (tests/recordings/requests.json).
 
     Raises any Exception if the message is malformed.
@@ -291,7 +349,8 @@ def environ_of(message: Record, predict_path: str) -> Record:
     headers, method = value.get("__ow_headers", {}), value["__ow_method"].upper()
     query, body = query_and_body(value)
     stream: Any = io.BytesIO(body) if isinstance(body, bytes) else io.BufferedReader(body, 65536)
-    path = value.get("__ow_path") or predict_path
+    path = value.get("__ow_path") or settings["PREDICT_PATH"]
+    base = wsgi_text(base_path(message, settings))
     https = headers.get("x-forwarded-proto", "").split(",")[0].lower() == "https"
     host = headers.get("x-forwarded-host", "").split(",")[0] or headers.get("host") or "localhost"
     name, _, port = host.rpartition(":")
@@ -299,9 +358,10 @@ def environ_of(message: Record, predict_path: str) -> Record:
         name, port = host, "443" if https else "80"
     environ: Record = {
         "REQUEST_METHOD": wsgi_text(method),
-        "SCRIPT_NAME": wsgi_text(base_path(message)),
+        "SCRIPT_NAME": base,
         "PATH_INFO": "/" * (path[0] != "/") + unquote_to_bytes(path).decode("latin-1"),
         "QUERY_STRING": wsgi_text(query),
+        "REQUEST_URI": quoted(base) + wsgi_text(path) + "?" * bool(query) + wsgi_text(query),
         "SERVER_NAME": wsgi_text(name),
         "SERVER_PORT": port,
         "SERVER_PROTOCOL": "HTTP/1.1",
@@ -349,12 +409,11 @@ class NotCarriedError(Exception):
     """OpenWhisk does not carry the answer; the text is a sentence for the caller."""
 
 
-def too_large(size: str, limit: int) -> NotCarriedError:
+def too_large(size: str, limit: int, advice: str = "ask for less of it") -> NotCarriedError:
     """Of an answer that takes more bytes as a result than OpenWhisk allows."""
     return NotCarriedError(
-        "The answer takes %s bytes as a result and OpenWhisk's limit is %d: ask for less of it or "
-        "for gzip (curl --compressed), or raise the limit of the cluster and, to match it, "
-        "RESULT_LIMIT." % (size, limit)
+        "The answer takes %s bytes as a result and OpenWhisk's limit is %d: %s, or raise the limit "
+        "of the cluster and, to match it, RESULT_LIMIT." % (size, limit, advice)
     )
 
 
@@ -417,9 +476,8 @@ class OneAtATime:
 
 # ---- The response becomes a result --------------------------------------------------------------
 
-# Headers that the controller sets itself; browsers don't take a second Access-Control-Allow-Origin.
-CONTROLLERS = {"access-control-allow-origin", "connection", "content-length"}
-CONTROLLERS |= {"date", "server", "transfer-encoding"}
+# Headers that the controller sets itself.
+CONTROLLERS = {"connection", "content-length", "date", "server", "transfer-encoding"}
 HEADER_NAME = re.compile(TOKEN + r"\Z")
 HEADER_TEXT = re.compile(r"[\t -~\x80-\xff]*\Z")
 # JSON may be text or base64, and is taken for base64 whenever it looks like it.
@@ -436,19 +494,33 @@ to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 Fields = Dict[str, List[str]]  # by a header's name in lower case: its name, and its texts
 
 
+def with_headers(result: Record, extra: Record) -> Record:
+    """The result, with more headers; changes it."""
+    if extra:
+        headers = result.get("error", result)["headers"]
+        for name, text in extra.items():
+            if name == "Vary" and name in headers:
+                headers["vary"] = headers.pop(name)  # one more header of that name
+            headers[name] = text
+    return result
+
+
 def failure(status: int, sentence: str) -> Record:
     """A result that the caller sees as this status and JSON, and that counts as a failure."""
     headers, body = {"Content-Type": "application/json"}, json.dumps({"error": sentence})
     return {"error": {"statusCode": status, "headers": headers, "body": body}}
 
 
-def result_of(response: Response, accept_encoding: str = "") -> Record:
+def result_of(response: Response, accept_encoding: str = "", cors: str = "") -> Record:
     """The result that the controller makes the app's response of (tests/recordings/responses.json).
 
     Its body is bytes where JSON has to hold base64, which `serialize` makes of them. Raises
     NotCarriedError.
     """
-    status, fields, body = int(response[0].split(None, 1)[0]), fields_of(response[1]), response[2]
+    status, body = int(response[0].split(None, 1)[0]), response[2]
+    fields = fields_of(response[1])
+    if cors != "app":
+        fields.pop("access-control-allow-origin", None)
     if not 200 <= status <= 599:
         sentence = "The model answered with status %d, which OpenWhisk does not pass on."
         raise NotCarriedError(sentence % status)
@@ -461,6 +533,24 @@ def result_of(response: Response, accept_encoding: str = "") -> Record:
     if isinstance(content, bytes):
         content = binascii.b2a_base64(content, newline=False).decode()
     return {"error": {"statusCode": status, "headers": headers, "body": content}}
+
+
+def cors_headers(cors: str, environ: Record) -> Record:
+    """What lets a page of another origin call an action with the annotation web-custom-options, to
+    whose answers the controller adds nothing: https://fetch.spec.whatwg.org/#http-cors-protocol."""
+    origin = environ.get("HTTP_ORIGIN", "")
+    if cors in ("", "app"):
+        return {}
+    if cors != "*" and origin not in cors.split():
+        return {"Vary": "Origin"}
+    headers = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "*"}
+    if cors != "*":
+        headers.update({"Access-Control-Allow-Origin": origin, "Vary": "Origin"})
+    if environ["REQUEST_METHOD"] == "OPTIONS":
+        headers["Access-Control-Allow-Methods"] = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+        wanted = environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "")
+        headers["Access-Control-Allow-Headers"] = wanted
+    return headers
 
 
 def fields_of(headers: Iterable[Tuple[str, str]]) -> Fields:
@@ -480,14 +570,19 @@ def first(fields: Fields, name: str) -> str:
     return fields[name][1] if name in fields else ""
 
 
+def gzip_pays(content_type: str, body: bytes) -> bool:
+    kind, _ = media_type(content_type)
+    if len(body) < GZIP_BYTES or (kind in TEXT and not is_json(kind) and "javascript" not in kind):
+        return False  # of other texts the controller carries none in gzip
+    sample = body[:16384]
+    return len(zlib.compress(sample, 1)) <= GZIP_PART * len(sample)
+
+
 def compress(fields: Fields, body: bytes) -> bytes:
     """With gzip, where it pays and the controller can carry it; the headers say so then."""
-    kind, _ = media_type(first(fields, "content-type"))
-    carried = kind not in TEXT or is_json(kind) or "javascript" in kind
-    if not carried or "content-encoding" in fields or "content-range" in fields:
+    if "content-encoding" in fields or "content-range" in fields:
         return body
-    sample = body[:16384]
-    if len(body) < GZIP_BYTES or len(zlib.compress(sample, 1)) > GZIP_PART * len(sample):
+    if not gzip_pays(first(fields, "content-type"), body):
         return body
     fields["content-encoding"] = ["Content-Encoding", "gzip"]
     fields.setdefault("vary", ["Vary"]).append("Accept-Encoding")
@@ -556,6 +651,16 @@ def plain_result(response: Response) -> Record:
     return answer if isinstance(answer, dict) else result_of(response)
 
 
+def may_be_packed(result: Record) -> bool:
+    """Whether a caller who accepts gzip gets a smaller answer."""
+    headers, body = result.get("headers"), result.get("body")
+    if not isinstance(headers, dict) or not body:
+        return False
+    fields = {name.lower(): str(text) for name, text in headers.items()}
+    data = body if isinstance(body, bytes) else str(body).encode()
+    return "content-encoding" not in fields and gzip_pays(fields.get("content-type", ""), data)
+
+
 def serialize(result: Record, limit: int = 0) -> Tuple[int, Iterable[bytes]]:
     """The size and the pieces of the result's JSON.
 
@@ -565,7 +670,8 @@ def serialize(result: Record, limit: int = 0) -> Tuple[int, Iterable[bytes]]:
     data = to_json(dict(result, body="") if body else result).encode("utf-8", "backslashreplace")
     size = len(data) + (len(body) + 2) // 3 * 4
     if 0 < limit < size:
-        raise too_large(str(size), limit)
+        advice = "ask for less of it" + " or for gzip (curl --compressed)" * may_be_packed(result)
+        raise too_large(str(size), limit, advice)
     if not body:
         return size, [data]
     pieces = (body[start : start + PIECE] for start in range(0, len(body), PIECE))
@@ -659,8 +765,10 @@ MESSAGE_FACTOR = 8
 class Proxy:
     """The WSGI app on the container's port: OpenWhisk's two endpoints, all else is the model's."""
 
-    def __init__(self, model: "Model", predict_path: str, limit: int, logs: List[Log]) -> None:
-        self.model, self.predict_path, self.limit, self.logs = model, predict_path, limit, logs
+    def __init__(self, model: "Model", settings: Dict[str, str], logs: List[Log]) -> None:
+        self.model, self.settings, self.logs = model, settings, logs
+        self.limit = int(settings["RESULT_LIMIT"])
+        self.first_base: Any = None
 
     def __call__(self, environ: Record, start_response: Callable[..., Any]) -> Iterable[bytes]:
         endpoint = environ["PATH_INFO"] if environ["REQUEST_METHOD"] == "POST" else ""
@@ -677,19 +785,20 @@ class Proxy:
 
     def answer(self, endpoint: str, environ: Record) -> Tuple[str, Tuple[int, Iterable[bytes]]]:
         """The status, and the size and pieces of a JSON object, whatever comes; ends the log."""
+        extra: Record = {}
         try:
             size = int(environ.get("CONTENT_LENGTH") or 0)
             if self.limit:
                 size = min(size, self.limit * MESSAGE_FACTOR)
             data = environ["wsgi.input"].read(max(0, size))
-            result = self.run(data) if endpoint == "/run" else self.init(data)
-            serialized = serialize(result, self.limit)
+            result = self.run(data, extra) if endpoint == "/run" else self.init(data)
+            serialized = serialize(with_headers(result, extra), self.limit)
         except NotCarriedError as error:
-            result = failure(500, str(error))
+            result = with_headers(failure(500, str(error)), extra)
             serialized = serialize(result)
         except BaseException:  # sys.exit(), too
             self.logs[1].put(traceback.format_exc().encode("utf-8", "replace"))
-            result = failure(500, "The request failed; the log says why.")
+            result = with_headers(failure(500, "The request failed; the log says why."), extra)
             serialized = serialize(result)
         failed = "error" in result
         if failed or endpoint == "/run":
@@ -708,8 +817,8 @@ class Proxy:
         export(variables)
         return {"error": failed} if failed else {"ok": True}
 
-    def run(self, data: bytes) -> Record:
-        """message -> environ -> app -> result."""
+    def run(self, data: bytes, extra: Record) -> Record:
+        """message -> environ -> app -> result; and into `extra` the headers of any result."""
         try:
             message = parse(data)
             value = message["value"]
@@ -718,7 +827,8 @@ class Proxy:
                 http = {"__ow_method": "post", "__ow_headers": {"content-type": "application/json"}}
                 message["value"] = {**value, **http}
             ids = checked({name: message[name] for name in IDS if name in message})
-            environ = environ_of(message, self.predict_path)
+            settings = with_bound(self.settings, value)
+            environ = environ_of(message, settings)
         except Exception as error:
             return failure(400, MALFORMED % (type(error).__name__, error))
         export({"__OW_" + name.upper(): text for name, text in ids.items()})
@@ -726,14 +836,22 @@ class Proxy:
         if failed:
             log_sentence(failed)
             return failure(503, NOT_LOADED)
-        return plain_result(self.call(environ)) if is_plain else self.web_result(value, environ)
+        if is_plain:
+            return plain_result(self.call(environ))
+        extra.update(cors_headers(settings["CORS"], environ))
+        is_preflight = "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
+        if extra and is_preflight and environ["REQUEST_METHOD"] == "OPTIONS":
+            return {"statusCode": 204, "headers": {}, "body": ""}
+        return self.web_result(value, environ, settings["CORS"])
 
     def call(self, environ: Record) -> Response:
         return call(self.model.app, environ, self.limit)
 
-    def web_result(self, value: Record, environ: Record) -> Record:
+    def web_result(self, value: Record, environ: Record, cors: str) -> Record:
         coding = value.get("__ow_headers", {}).get("accept-encoding", "")
         status, headers, body = self.call(environ)
+        if environ["PATH_INFO"] == "/swagger.json":
+            body = self.with_base(body, quoted(environ["SCRIPT_NAME"]))
         if environ["REQUEST_METHOD"] == "HEAD":
             # The controller's Content-Length is that of the body, which it leaves out then.
             length = int(Headers(headers).get("Content-Length", 0))
@@ -745,9 +863,20 @@ class Proxy:
         is_bare = value["__ow_method"] == "get" and not value.get("__ow_path")
         is_browser = "text/html" in environ.get("HTTP_ACCEPT", "")
         if is_bare and is_browser and status[:3] in ("404", "405"):  # then to Swagger UI
-            location = quote(environ["SCRIPT_NAME"], encoding="latin-1") + "/"
+            if not environ["SCRIPT_NAME"]:  # whose URL is the bare one, then
+                return result_of(self.call(dict(environ, PATH_INFO="/")), coding, cors)
+            location = quoted(environ["SCRIPT_NAME"]) + "/"
             return result_of(("302 Found", [("Location", location)], b""))
-        return result_of((status, headers, body), coding)
+        return result_of((status, headers, body), coding, cors)
+
+    def with_base(self, swagger: bytes, base: str) -> bytes:
+        """With this caller's basePath: flask-restx keeps that of its first request."""
+        if self.first_base is None:
+            self.first_base = base
+        old, new = ('"basePath": "%s/' % text for text in (self.first_base, base))
+        return (
+            swagger if new.encode() in swagger else swagger.replace(old.encode(), new.encode(), 1)
+        )
 
 
 # ---- The life cycle -----------------------------------------------------------------------------
@@ -755,7 +884,7 @@ class Proxy:
 LOOK_SECONDS = 0.2  # between two looks at an app.py that has not run its app yet
 TOO_SLOW = (
     "The model did not load within the action's time limit; 'wsk action update --timeout' gives it "
-    "longer. If its app.py goes on for ever, name its app: WSGI_APP=module:attribute."
+    "longer. If its app.py goes on for ever, name its app: WSGI_APP=module:attribute. It is in %s."
 )
 OTHER_SERVERS = (
     "aiohttp.run_app cheroot.serve gevent.serve_forever gunicorn.run hypercorn.run "
@@ -763,7 +892,12 @@ OTHER_SERVERS = (
 ).split()
 OTHER_SERVER = (
     "The model's app.py runs %s. If that serves a WSGI app, like those of Flask and Django, name "
-    "it: WSGI_APP=module:attribute. Other apps, like FastAPI's, openwhisk.py can't serve."
+    "it: WSGI_APP=module:attribute. Other apps, like FastAPI's, need forward.py: see the README."
+)
+NO_APP = (
+    "%s does not take (environ, start_response) as a WSGI app does. A factory is named with "
+    "parentheses: WSGI_APP=app:create_app(). Other apps, like FastAPI's, need forward.py: see the "
+    "README."
 )
 DEFAULTS = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
 STOPS, STOP_SECONDS = (signal.SIGTERM, signal.SIGINT), 8  # of the 10 that `docker stop` waits
@@ -860,18 +994,59 @@ class Model:
         while not self.is_loaded() and not self.error:
             left = int(deadline) / 1000 - 1 - time.time() if deadline else LOOK_SECONDS
             if left <= 0:
-                return TOO_SLOW
+                return TOO_SLOW % place_of_main_thread()
             self.loaded.wait(min(left, LOOK_SECONDS))
         return self.error
 
 
+def place_of_main_thread() -> str:
+    """The line of the model's own code which runs."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    library = os.path.dirname(os.__file__)
+    while frame and frame.f_back and frame.f_code.co_filename.startswith((library, "<frozen")):
+        frame = frame.f_back
+    place = (
+        (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name) if frame else ("", 0, "")
+    )
+    return "%s, line %d, %s" % place
+
+
 def app_of(name: str) -> WSGIApp:
-    """The WSGI app of module:attribute; raises what its import raises."""
-    module, attribute = name.split(":")
-    app = getattr(importlib.import_module(module), attribute)
+    """The WSGI app of module:attribute, or that a call of it makes, as for gunicorn.
+
+    Raises TypeError with a sentence if it is none, and what its import or call raises.
+    """
+    module, _, text = name.partition(":")
+    path, parenthesis, _ = text.partition("(")
+    app: Any = importlib.import_module(module)
+    for attribute in path.split("."):
+        app = getattr(app, attribute)
+    if parenthesis:
+        expression: Any = ast.parse(text, mode="eval").body
+        arguments = map(ast.literal_eval, expression.args)
+        app = app(*arguments, **{k.arg: ast.literal_eval(k.value) for k in expression.keywords})
     if not callable(app):
-        raise TypeError("%s is not callable, as a WSGI app is" % attribute)
+        raise TypeError("%s is not callable, as a WSGI app is" % text)
+    if not takes_wsgi(app):
+        raise TypeError(NO_APP % text)
     return app  # type: ignore[no-any-return]
+
+
+def takes_wsgi(app: Any) -> bool:
+    """Whether it can be called with two arguments, and is no function that needs none."""
+    try:
+        signature = inspect.signature(app)
+        signature.bind({}, None)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin that does not say
+        return True
+    try:
+        signature.bind()
+    except TypeError:
+        return True
+    takes_any = any(some.kind == some.VAR_POSITIONAL for some in signature.parameters.values())
+    return takes_any or not inspect.isfunction(app)
 
 
 def stop_on_signals(server: serving.BaseWSGIServer, logs: List[Log]) -> Callable[[], None]:
@@ -925,6 +1100,9 @@ def stop_on_signals(server: serving.BaseWSGIServer, logs: List[Log]) -> Callable
         last = time.time() + STOP_SECONDS
         for thread in list(Handler.threads):
             thread.join(max(0, last - time.time()))
+        at_exit = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # of the model
+        at_exit.start()
+        at_exit.join(max(1.5, last - time.time()))
         os._exit(0)
 
     for number in STOPS:
@@ -951,12 +1129,15 @@ def listen(port: int, app: WSGIApp) -> serving.BaseWSGIServer:
 
 def main() -> None:
     """Listens at once, and loads the model meanwhile."""
-    port, wsgi_app, predict_path, result_limit = read_settings()
+    if sys.argv[1:] == ["--version"]:
+        print(__version__)
+        return
+    settings = read_settings()
     logs = [Log(1), Log(2)]
     sys.stdout, sys.stderr = logs[0].text, logs[1].text
-    model = Model(int(result_limit), logs)
-    server = listen(int(port), Proxy(model, predict_path, int(result_limit), logs))
-    model.load(wsgi_app, stop_on_signals(server, logs))
+    model = Model(int(settings["RESULT_LIMIT"]), logs)
+    server = listen(int(settings["PORT"]), Proxy(model, settings, logs))
+    model.load(settings["WSGI_APP"], stop_on_signals(server, logs))
 
 
 if __name__ == "__main__":

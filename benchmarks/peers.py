@@ -41,6 +41,7 @@ import openwhisk
 
 PACKAGES = ("flask", "werkzeug", "apig-wsgi", "serverless-wsgi", "mangum", "a2wsgi")
 PATH = "/model/predict"
+SETTINGS = openwhisk.read_settings()
 KIND = "multipart/form-data; boundary=B0UND"
 HEADERS = {"host": "localhost", "user-agent": "curl/8.5.0", "accept": "*/*", "content-type": KIND}
 FEWER = {"1 MB": 5, "5 MB": 10}  # the rounds are divided by these
@@ -94,7 +95,7 @@ def wsgi_call(body: bytes) -> Call:
 
 
 def own(data: bytes) -> bytes:
-    environ = openwhisk.environ_of(openwhisk.parse(data), PATH)
+    environ = openwhisk.environ_of(openwhisk.parse(data), SETTINGS)
     result = openwhisk.result_of(openwhisk.call(app, environ, 0))
     return b"".join(openwhisk.serialize(result)[1])
 

@@ -1,0 +1,447 @@
+"""A WSGI app that starts the server which an image would have run, and forwards requests to it.
+
+    ENV WSGI_APP=forward:app UPSTREAM_PORT=8000
+    CMD ["python", "openwhisk.py", "uvicorn", "main:app", "--port", "8000"]
+
+For models that are no WSGI app: FastAPI's, MLflow's, those of another language. The arguments of
+the process are the server's command, UPSTREAM_PORT is where it listens. Knows nothing of OpenWhisk:
+any WSGI server can serve it. Runs on Python 3.6 and newer, with the standard library.
+
+`Forward.__call__`, at the end, is where to begin.
+"""
+
+import atexit
+import contextlib
+import http.client
+import json
+import os
+import select
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Tuple
+from urllib.parse import quote, urlsplit
+
+Environ = Dict[str, Any]
+Headers = List[Tuple[str, str]]
+
+
+class UpstreamError(Exception):
+    """The server can't answer; the text is a sentence for the caller."""
+
+
+# ---- Settings -----------------------------------------------------------------------------------
+
+
+def number(name: str, default: str, most: int) -> int:
+    """An environment variable; raises ValueError with a sentence unless it is from 1 to most."""
+    text = os.environ.get(name) or default
+    if not text.isdecimal() or not 0 < int(text) <= most:
+        raise ValueError("%s must be a number from 1 to %d, not %r" % (name, most, text))
+    return int(text)
+
+
+def read_settings() -> Tuple[List[str], int, int]:
+    """The server's command, its port, and for how many seconds it may be silent.
+
+    Raises ValueError with a sentence.
+    """
+    if not sys.argv[1:]:
+        raise ValueError("forward.py needs the server's command as the arguments of the process")
+    port = number("UPSTREAM_PORT", "", 65535)
+    if port == number("PORT", "8080", 65535):
+        raise ValueError("UPSTREAM_PORT must not be PORT, %d: the server needs its own" % port)
+    return sys.argv[1:], port, number("UPSTREAM_TIMEOUT", "240", 86400)
+
+
+# ---- The server's process -----------------------------------------------------------------------
+
+STOP_SECONDS = 5  # for which the server may go on after SIGTERM
+END_SECONDS = 1  # for which a process may take to end after it has closed its connections
+LOOK_SECONDS = 0.02  # between two looks at a server that does not listen yet
+
+
+class Output:
+    """One stream of what the server prints; on the process's own, before the answer is at its end.
+
+    Through a pipe and not by itself, so that `copy` knows when all of it is there.
+    """
+
+    def __init__(self, pipe: Any, name: str) -> None:
+        self.pipe, self.name, self.lock = pipe, name, threading.Lock()
+        os.set_blocking(pipe.fileno(), False)
+        threading.Thread(target=self.follow, daemon=True).start()
+
+    def copy(self) -> bool:
+        """What is there by now; returns whether more can come."""
+        with self.lock:
+            while not self.pipe.closed:
+                try:
+                    data = os.read(self.pipe.fileno(), 65536)
+                except BlockingIOError:
+                    return True
+                if not data:
+                    self.pipe.close()
+                with contextlib.suppress(Exception):  # a stream that the publisher has closed
+                    stream = getattr(sys, self.name)
+                    stream.buffer.write(data)
+                    stream.buffer.flush()
+        return False
+
+    def follow(self) -> None:
+        readable = select.poll()
+        readable.register(self.pipe, select.POLLIN)
+        while self.copy():
+            readable.poll()
+
+
+class Server:
+    """The command's process, which is started anew when it has ended."""
+
+    def __init__(self, command: List[str], port: int, timeout: int) -> None:
+        self.command, self.port, self.timeout = command, port, timeout
+        self.lock = threading.Lock()
+        self.connections = Connections(port, timeout)
+        self.outputs: List[Output] = []
+        self.process: Any = None
+        atexit.register(self.stop)
+        self.ensure()
+
+    def ensure(self) -> None:
+        """Returns when the server listens; raises UpstreamError if it does not, OSError if the
+        command can't be run."""
+        with self.lock:
+            if self.process and self.process.poll() is None:
+                return
+            if self.process:
+                self.kill()
+            self.start()
+
+    def start(self) -> None:
+        log("Starting %s, which is to listen on port %d." % (self.name(), self.port))
+        self.process = subprocess.Popen(
+            self.command,
+            env={**os.environ, "PORT": str(self.port)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # a group of its own, of all that the command starts
+        )
+        self.outputs = [
+            Output(self.process.stdout, "stdout"),
+            Output(self.process.stderr, "stderr"),
+        ]
+        self.wait_until_it_listens()
+
+    def wait_until_it_listens(self) -> None:
+        deadline = time.time() + self.timeout
+        while not self.connections.is_listening():
+            if self.process.poll() is not None:
+                raise UpstreamError("%s before it listened on port %d" % (self.end(), self.port))
+            if time.time() > deadline:
+                self.kill()
+                sentence = "%s did not listen on port %d for %d s"
+                raise UpstreamError(sentence % (self.name(), self.port, self.timeout))
+            time.sleep(LOOK_SECONDS)
+
+    def name(self) -> str:
+        return " ".join(map(shlex.quote, self.command))
+
+    def end(self) -> str:
+        """How the process has ended."""
+        status = self.process.returncode
+        how = "ended with exit status %d" % status
+        if status < 0:
+            how = "was ended by " + signal.Signals(-status).name
+        return "%s %s" % (self.name(), how)
+
+    def failed(self, error: Exception) -> UpstreamError:
+        """Logs why there is no answer; returns what the caller gets to know."""
+        if isinstance(error, socket.timeout):
+            log("%s did not answer for %d s, and is killed." % (self.name(), self.timeout))
+            self.kill()
+            return UpstreamError("The model's server did not answer in time.")
+        try:
+            self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            log("%s gave no answer: %s." % (self.name(), error))
+            return UpstreamError("The model's server closed the connection without an answer.")
+        self.copy()
+        log(self.end() + ".")
+        return UpstreamError("The model's server has ended; the log says how.")
+
+    def copy(self) -> None:
+        for output in self.outputs:
+            output.copy()
+
+    def kill(self) -> None:
+        """With all that the command has started, which may still hold the port."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        """At the end of this process: SIGTERM, and SIGKILL to what is left after some seconds."""
+        if not self.process:
+            return
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(self.process.pid, signal.SIGTERM)
+            self.process.wait(STOP_SECONDS)
+        self.copy()
+        self.kill()
+
+
+def log(sentence: str) -> None:
+    """On stderr, unless it is closed."""
+    with contextlib.suppress(Exception):
+        print("forward.py: " + sentence, file=sys.stderr)
+
+
+# ---- Connections --------------------------------------------------------------------------------
+
+IDLE_SECONDS = 1  # after which a connection is not used again: servers close theirs after 2 to 5
+
+
+class Connections:
+    """To the server, each for one request at a time, and used again while the server keeps it."""
+
+    def __init__(self, port: int, timeout: int) -> None:
+        self.port, self.timeout = port, timeout
+        self.idle: List[Tuple[float, http.client.HTTPConnection]] = []
+
+    def is_listening(self) -> bool:
+        try:
+            socket.create_connection(("localhost", self.port), self.timeout).close()
+        except OSError:
+            return False
+        return True
+
+    def take(self) -> http.client.HTTPConnection:
+        while self.idle:
+            try:
+                since, connection = self.idle.pop()
+            except IndexError:  # another thread was faster
+                break
+            if time.monotonic() - since < IDLE_SECONDS and is_open(connection.sock):
+                return connection
+            connection.close()
+        return http.client.HTTPConnection("localhost", self.port, timeout=self.timeout)
+
+    def give_back(self, connection: http.client.HTTPConnection) -> None:
+        if connection.sock:  # http.client has closed it if the server will
+            self.idle.append((time.monotonic(), connection))
+
+
+def is_open(sock: socket.socket) -> bool:
+    """Whether nothing has come, as the end of the connection would."""
+    readable = select.poll()
+    readable.register(sock, select.POLLIN)
+    return not readable.poll(0)
+
+
+# ---- The request --------------------------------------------------------------------------------
+
+# https://www.rfc-editor.org/rfc/rfc9110#section-7.6.1, and Expect, which the WSGI server has met.
+HOP_BY_HOP = set(
+    "connection expect keep-alive proxy-authenticate proxy-authorization proxy-connection te "
+    "trailer transfer-encoding upgrade".split()
+)
+PIECE = 1 << 18  # bytes of a body at a time
+
+
+def base_path(environ: Environ) -> str:
+    """As it stands in URLs."""
+    return quote(environ.get("SCRIPT_NAME", "").rstrip("/"), "/!$&'()*+,;=:@~", "latin-1")
+
+
+def target_of(environ: Environ) -> str:
+    """Path and query, byte for byte where the WSGI server tells them (REQUEST_URI)."""
+    base, target = base_path(environ), environ.get("REQUEST_URI", "")
+    if target.startswith(base + "/"):
+        return quote(target[len(base) :], "".join(map(chr, range(33, 127))), "latin-1")
+    query = environ.get("QUERY_STRING")
+    path = quote(environ.get("PATH_INFO") or "/", "/!$&'()*+,;=:@~", "latin-1")
+    return path + ("?" + query if query else "")
+
+
+def headers_of(environ: Environ) -> Headers:
+    """As they came, but for those of the connection, and with the base path."""
+    headers = {
+        name[5:].replace("_", "-").title(): text
+        for name, text in environ.items()
+        if name.startswith("HTTP_")
+    }
+    of_connection = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
+    if environ.get("CONTENT_TYPE"):
+        headers["Content-Type"] = environ["CONTENT_TYPE"]
+    if environ.get("CONTENT_LENGTH"):
+        headers["Content-Length"] = environ["CONTENT_LENGTH"]
+    if base_path(environ):
+        headers["X-Forwarded-Prefix"] = base_path(environ)
+    dropped = HOP_BY_HOP | of_connection
+    return [(name, text) for name, text in headers.items() if name.lower() not in dropped]
+
+
+def send(connection: http.client.HTTPConnection, environ: Environ) -> None:
+    """The request; stops without an error where the server does not want all of the body."""
+    method, body = environ["REQUEST_METHOD"], environ["wsgi.input"]
+    connection.putrequest(method, target_of(environ), skip_host=True, skip_accept_encoding=True)
+    for name, text in headers_of(environ):
+        connection.putheader(name, text)
+    chunked = bool(environ.get("wsgi.input_terminated")) and not environ.get("CONTENT_LENGTH")
+    left = sys.maxsize if chunked else int(environ.get("CONTENT_LENGTH") or 0)
+    if chunked:
+        connection.putheader("Transfer-Encoding", "chunked")
+    connection.endheaders()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while left:
+            data = body.read(min(left, PIECE))
+            if chunked:
+                connection.send(b"%x\r\n%s\r\n" % (len(data), data))
+            elif data:
+                connection.send(data)
+            if not data:
+                break
+            left -= len(data)
+
+
+# ---- The response -------------------------------------------------------------------------------
+
+# Up to so many bytes an answer of known length is read before it is passed on, so that one that
+# breaks off is a 502.
+WHOLE_BYTES = 1 << 25
+
+
+def headers_from(response: http.client.HTTPResponse, environ: Environ, port: int) -> Headers:
+    return [
+        (name, located(text, environ, port) if name.lower() == "location" else text)
+        for name, text in response.getheaders()
+        if name.lower() not in HOP_BY_HOP
+    ]
+
+
+def located(location: str, environ: Environ, port: int) -> str:
+    """The Location, with the base path where it is one of the server's own root."""
+    base, host = base_path(environ), environ.get("HTTP_HOST", "")
+    parts = urlsplit(location)
+    if parts.netloc in ("localhost:%d" % port, "127.0.0.1:%d" % port):
+        parts = parts._replace(scheme=environ["wsgi.url_scheme"], netloc=host)
+    if parts.netloc in ("", host) and parts.path.startswith("/"):
+        if not (parts.path + "/").startswith(base + "/"):
+            parts = parts._replace(path=base + parts.path)
+        return parts.geturl()
+    return location
+
+
+def read_all(response: http.client.HTTPResponse) -> bytes:
+    """Raises http.client.IncompleteRead if it breaks off."""
+    length = response.length or 0
+    data = response.read()
+    if len(data) < length:
+        raise http.client.IncompleteRead(data, length - len(data))
+    return data
+
+
+def pieces_of(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """As they come; raises http.client.IncompleteRead if they break off."""
+    left = response.length
+    while left is None or left > 0:
+        data = response.read1(PIECE) if left is None else response.read(min(left, PIECE))
+        if not data:
+            break
+        left = None if left is None else left - len(data)
+        yield data
+    if left:
+        raise http.client.IncompleteRead(b"", left)
+
+
+def sentence_of(status: str, sentence: str, start_response: Callable[..., Any]) -> List[bytes]:
+    """An answer of our own."""
+    data = json.dumps({"error": sentence}).encode()
+    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(data)))]
+    start_response(status, headers)
+    return [data]
+
+
+# ---- The app ------------------------------------------------------------------------------------
+
+NO_WEBSOCKET = "WebSocket connections are not forwarded: use the model's HTTP."
+# What has no effect, so that it may be sent again: https://www.rfc-editor.org/rfc/rfc9110#section-9.2.1
+SAFE = ("GET", "HEAD", "OPTIONS")
+
+
+class Forward:
+    """The WSGI app; starts the server, and returns when it listens."""
+
+    def __init__(self, command: List[str], port: int, timeout: int) -> None:
+        self.server = Server(command, port, timeout)
+
+    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ.get("HTTP_UPGRADE", "").lower() == "websocket":
+            return sentence_of("501 Not Implemented", NO_WEBSOCKET, start_response)
+        try:
+            self.server.ensure()
+            connection, response = self.exchange(environ)
+            return self.answer(connection, response, environ, start_response)
+        except (UpstreamError, OSError, http.client.HTTPException) as error:
+            if not isinstance(error, UpstreamError):
+                error = self.server.failed(error)
+            return sentence_of("502 Bad Gateway", str(error), start_response)
+        finally:
+            self.server.copy()
+
+    def exchange(
+        self, environ: Environ
+    ) -> Tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        connection = self.server.connections.take()
+        was_used = connection.sock is not None
+        try:
+            send(connection, environ)
+            return connection, connection.getresponse()
+        except (ConnectionError, http.client.HTTPException):
+            connection.close()
+            has_body = environ.get("CONTENT_LENGTH") or environ.get("wsgi.input_terminated")
+            if was_used and environ["REQUEST_METHOD"] in SAFE and not has_body:
+                return self.exchange(environ)
+            raise
+        except BaseException:
+            connection.close()
+            raise
+
+    def answer(
+        self,
+        connection: http.client.HTTPConnection,
+        response: http.client.HTTPResponse,
+        environ: Environ,
+        start_response: Callable[..., Any],
+    ) -> Iterable[bytes]:
+        status = "%d %s" % (response.status, response.reason)
+        headers = headers_from(response, environ, self.server.port)
+        if response.length is None or response.length > WHOLE_BYTES:
+            start_response(status, headers)
+            return self.stream(connection, response)
+        with contextlib.closing(response):
+            data = read_all(response)
+        self.server.connections.give_back(connection)
+        start_response(status, headers)
+        return [data]
+
+    def stream(
+        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
+    ) -> Iterator[bytes]:
+        try:
+            yield from pieces_of(response)
+            self.server.connections.give_back(connection)
+        except BaseException:
+            connection.close()
+            raise
+        finally:
+            response.close()
+            self.server.copy()
+
+
+app = Forward(*read_settings())
