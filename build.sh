@@ -12,11 +12,18 @@ Builds USERNAME/MODEL from REGISTRY/MODEL:TAG for each of MODELS, checks that it
 
   option             variable          meaning
   -u, --username U   USERNAME=U        where to push: a Docker Hub user, or registry.example.com/path
-  -r, --registry R   REGISTRY=R        where the models come from (default: docker.io/codait)
+  -r, --registry R   REGISTRY=R        where the models come from (default: quay.io/codait)
   -t, --tag T        TAG=T             the tag of the models (default: latest)
+  -v, --version V    VERSION=V         push as USERNAME/MODEL:V, too
+  -c, --check PATH   CHECK=PATH        the GET that an image has to answer with 200, or nothing (default: /model/metadata)
+  -f, --forward      FORWARD=1         of images with a server of their own, as FastAPI's, MLflow's: adds forward.py
   -j, --jobs N       JOBS=N            how many models at once (default: 1)
   -d, --docker D     DOCKER=D          the engine's command, like podman (default: docker)
       --no-push      PUSH=0            build and check only
+                     WSGI_APP=M:A      where the app is, if not in an app.py that runs it: module:attribute, module:factory()
+                     PREDICT_PATH=P    what the bare URL stands for, if not /model/predict
+                     RESULT_LIMIT=N    the platform's limit of a result in bytes, if not 1048576
+                     UPSTREAM_PORT=N   with --forward, where the image's server listens, if not at its EXPOSE
   -h, --help                           this text
 END
 }
@@ -36,12 +43,15 @@ while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage && exit ;;
         --no-push) PUSH=0 ;;
-        -u | --username | -r | --registry | -t | --tag | -j | --jobs | -d | --docker)
+        -f | --forward) FORWARD=1 ;;
+        -u | --username | -r | --registry | -t | --tag | -v | --version | -c | --check | -j | --jobs | -d | --docker)
             [ $# -gt 1 ] || fail "$1 needs a value; --help lists all options."
             case $1 in
                 -u | --username) USERNAME=$2 ;;
                 -r | --registry) REGISTRY=$2 ;;
                 -t | --tag) TAG=$2 ;;
+                -v | --version) VERSION=$2 ;;
+                -c | --check) CHECK=$2 ;;
                 -j | --jobs) JOBS=$2 ;;
                 -d | --docker) DOCKER=$2 ;;
             esac
@@ -53,18 +63,26 @@ while [ $# -gt 0 ]; do
     shift
 done
 [ $named = 1 ] || read -r -d '' -a models <<<"${MODELS:-}" || true
-USERNAME=${USERNAME:-} REGISTRY=${REGISTRY:-docker.io/codait} TAG=${TAG:-latest}
-JOBS=${JOBS:-1} DOCKER=${DOCKER:-docker} PUSH=${PUSH:-1}
+USERNAME=${USERNAME:-} REGISTRY=${REGISTRY:-quay.io/codait} TAG=${TAG:-latest} VERSION=${VERSION:-}
+CHECK=${CHECK-/model/metadata} FORWARD=${FORWARD:-0} JOBS=${JOBS:-1} DOCKER=${DOCKER:-docker} PUSH=${PUSH:-1}
+WSGI_APP=${WSGI_APP:-} PREDICT_PATH=${PREDICT_PATH:-} RESULT_LIMIT=${RESULT_LIMIT:-} UPSTREAM_PORT=${UPSTREAM_PORT:-}
 
 [ "${REGISTRY#docker.io/}:$TAG" != "${USERNAME#docker.io/}:latest" ] ||
     fail "the images would replace the models' own, as REGISTRY and USERNAME are the same: choose another USERNAME."
-part='[a-z0-9]+([._-]+[a-z0-9]+)*'
+part='[a-z0-9]+([._-]+[a-z0-9]+)*' tag='[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}'
 path="([A-Za-z0-9.-]+(:[0-9]+)?/)?$part(/$part)*"
 [ ${#models[@]} -gt 0 ] || fail "which models? Name them: MODELS=\"max-ocr\" USERNAME=me ./build.sh (--help says more)."
 [ -n "$USERNAME" ] || fail "USERNAME is missing: where shall the images go? USERNAME=me ./build.sh (--help says more)."
 word USERNAME "$USERNAME" "$path" "me or registry.example.com/me"
-word REGISTRY "$REGISTRY" "$path" docker.io/codait
-word TAG "$TAG" '[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}' latest
+word REGISTRY "$REGISTRY" "$path" quay.io/codait
+word TAG "$TAG" "$tag" latest
+word VERSION "$VERSION" "($tag)?" 1.2.0
+word CHECK "$CHECK" '(/[!-~]*)?' /model/metadata
+word FORWARD "$FORWARD" '[01]' "0 or 1"
+word WSGI_APP "$WSGI_APP" '([A-Za-z0-9_.]+:[[:print:]]+)?' "app:app or 'app:create_app()'"
+word PREDICT_PATH "$PREDICT_PATH" '(/[!-~]*)?' /predict
+word RESULT_LIMIT "$RESULT_LIMIT" '[0-9]*' 1048576
+word UPSTREAM_PORT "$UPSTREAM_PORT" '[0-9]{0,5}' 8000
 word JOBS "$JOBS" '[1-9][0-9]?' 4
 word PUSH "$PUSH" '[01]' "0 or 1"
 for model in "${models[@]}"; do word "the model" "$model" "$part" max-ocr; done
@@ -88,11 +106,11 @@ trap cleanup EXIT
 trap 'rm -f "$work"/*.log; exit 130' INT
 trap 'rm -f "$work"/*.log; exit 143' TERM
 mkdir "$work/context"
-cp "$folder/Dockerfile" "$folder/openwhisk.py" "$work/context"
+cp "$folder/Dockerfile" "$folder/openwhisk.py" "$folder/forward.py" "$work/context"
 chmod -R a+rX "$work/context" # the model's user has to read it, whatever the umask
 revision=$(git -C "$folder" rev-parse HEAD 2>/dev/null || echo unknown)
 
-# Runs in the new container, with its Python: the platform's first two requests.
+# Runs in the new container, with its Python: the platform's first request, and the one that CHECK names.
 read -r -d '' ask <<'END' || true
 import json, sys, time, urllib.error, urllib.request
 
@@ -111,10 +129,13 @@ for attempt in range(600):
         time.sleep(0.1)
 else:
     sys.exit("it does not listen on port 8080")
-result = post("/run", {"value": {"__ow_method": "get", "__ow_path": "/model/metadata", "__ow_query": ""}})
-print(result)
-if "error" in result:
-    sys.exit("GET /model/metadata is answered with an error: " + json.dumps(result["error"]))
+path, _, query = sys.argv[1].partition("?")
+if path:
+    result = post("/run", {"value": {"__ow_method": "get", "__ow_path": path, "__ow_query": query}})
+    print(result)
+    answer = result.get("error", result)
+    if answer.get("statusCode") != 200:
+        sys.exit("GET %s is answered with %s; another path: CHECK=/path" % (sys.argv[1], json.dumps(answer)))
 END
 
 step() { # error, command...
@@ -124,19 +145,63 @@ step() { # error, command...
 }
 
 build() { # model -> the rest of its row; its output goes to the log
-    local image=$USERNAME/$1 base=$REGISTRY/$1:$TAG container
+    local image=$USERNAME/$1 base=$REGISTRY/$1:$TAG file=$work/$1.Dockerfile python container tags argument
     step "there is no base image $base" pull_unless_there "$base" || return
-    step "the build failed" docker build -t "$image" --build-arg "REGISTRY=$REGISTRY" --build-arg "MODEL=$1" \
+    error="$base has no Python, which openwhisk.py needs"
+    python=$(python_of "$base") || return
+    {
+        cat "$work/context/Dockerfile"
+        echo "CMD [\"$python\", \"openwhisk.py\"]"
+        if [ "$FORWARD" = 1 ]; then forward_to "$base" "$python" || return; fi
+    } >"$file"
+    tags=(-t "$image")
+    [ -z "$VERSION" ] || tags+=(-t "$image:$VERSION" --build-arg "VERSION=$VERSION")
+    for argument in WSGI_APP PREDICT_PATH RESULT_LIMIT; do
+        [ -z "${!argument}" ] || tags+=(--build-arg "$argument=${!argument}")
+    done
+    step "the build failed" docker build -f "$file" "${tags[@]}" --build-arg "REGISTRY=$REGISTRY" --build-arg "MODEL=$1" \
         --build-arg "TAG=$TAG" --build-arg "REVISION=$revision" "$work/context" || return
     error="the image does not start"
     container=$(docker run -d --label "build=$work" "$image") || return
-    step "the model does not answer" docker exec "$container" python -c "$ask"
+    step "the model does not answer" docker exec "$container" "$python" -c "$ask" "$CHECK"
     local answered=$?
     docker logs "$container" 2>&1
     docker rm -f "$container"
     [ $answered = 0 ] || return
     [ "$PUSH" = 1 ] || return 0
-    step "the registry refused it (try '$DOCKER login')" docker push "$image"
+    for tag in ${VERSION:+"$VERSION"} latest; do
+        step "the registry refused it (try '$DOCKER login')" docker push "$image:$tag" || return
+    done
+}
+
+python_of() { # image -> what its Python is called
+    local name
+    for name in python python3; do
+        docker run --rm --label "build=$work" --entrypoint "$name" "$1" -c "" >/dev/null 2>&1 && echo "$name" && return
+    done
+    return 1
+}
+
+forward_to() { # image, python -> the rest of a Dockerfile, in which forward.py starts the image's own server
+    local command port user
+    config() { docker image inspect --format "$1" "$base"; }
+    command=$(config '{{range .Config.Entrypoint}}, {{json .}}{{end}}{{range .Config.Cmd}}, {{json .}}{{end}}')
+    # shellcheck disable=SC2016  # they are the template's
+    port=${UPSTREAM_PORT:-$(config '{{range $port, $_ := .Config.ExposedPorts}}{{$port}} {{end}}')}
+    port=${port%/tcp } user=$(config '{{.Config.User}}')
+    error="$base has neither CMD nor ENTRYPOINT"
+    [ -n "$command" ] || return
+    error="$base exposes ${port:-no port}: name its server's, UPSTREAM_PORT=8000"
+    [[ $port =~ ^[0-9]+$ ]] || return
+    [ "$port" != 8080 ] || port=8081 # OpenWhisk's is 8080; a server that reads PORT listens elsewhere
+    cat <<END
+USER root
+RUN ["$2", "-c", "import importlib.util, os, subprocess, sys; importlib.util.find_spec('werkzeug') or sys.exit(subprocess.call([sys.executable, '-m', 'pip', 'install', '--no-cache-dir', 'werkzeug'], env={**os.environ, 'PIP_BREAK_SYSTEM_PACKAGES': '1'}))"]
+USER ${user:-root}
+COPY forward.py ./
+ENV WSGI_APP=forward:app UPSTREAM_PORT=$port
+CMD ["$2", "openwhisk.py"$command]
+END
 }
 
 pull_unless_there() {

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes a web action of each of MODELS' images, and checks that it answers.
 set -euo pipefail
+folder=$(cd "$(dirname "$0")" && pwd)
 
 usage() {
     cat <<'END'
@@ -8,16 +9,23 @@ Usage: MODELS="max-ocr max-object-detector" USERNAME=me ./deploy.sh
        MODELS="max-ocr" ./deploy.sh --delete
 
 Makes a web action MODEL of the image USERNAME/MODEL that build.sh pushed, for each of MODELS; prints its URL and how to
-call it. With --delete, removes the actions.
+call it. With --delete, removes the actions. With --manifest, prints them as a manifest.yaml for wskdeploy instead.
 
   variable           meaning
   MODELS             the models; they can be arguments, too
   USERNAME           where build.sh pushed them
+  VERSION            of the images, as for build.sh (default: the latest)
   PACKAGE            of the actions (default: none)
   MEMORY             megabytes for each container (default: 512)
   TIMEOUT            time limit of an activation in milliseconds, the model's loading included (default: 300000)
   CONCURRENCY        activations at once in a container (default: the platform's)
   SECRET             callers must send it in the header X-Require-Whisk-Auth (default: anyone may call)
+  PREDICT_PATH       what the bare URL stands for (default: the image's)
+  BASE_PATH          the path at which callers see the model, if a proxy gives it an address of its own
+  CORS               the origins of pages that may call, * for any, app if the model answers that itself
+  RESULTS            1 for an action MODEL-results too, which keeps answers that took over a minute (default: 0)
+  RESULTS_INSECURE   1 if OpenWhisk's API has a certificate that nobody vouches for (default: 0)
+  CHECK              the GET that has to be answered with 200, or nothing (default: /model/metadata)
   WSK                the command line (default: wsk; for example "wsk -i")
 END
 }
@@ -31,33 +39,41 @@ word() { # name, value, pattern, example
     [[ $2 =~ ^$3$ ]] || fail "$1 '$2' is not valid: it should be like $4."
 }
 
-models=() delete=0
+models=() what=deploy
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage && exit ;;
-        --delete) delete=1 ;;
+        --delete | --manifest) what=${1#--} ;;
         -*) fail "there is no option $1; --help lists all." ;;
         *) models+=("$1") ;;
     esac
     shift
 done
 [ ${#models[@]} -gt 0 ] || read -r -d '' -a models <<<"${MODELS:-}" || true
-USERNAME=${USERNAME:-} PACKAGE=${PACKAGE:-} MEMORY=${MEMORY:-512} TIMEOUT=${TIMEOUT:-300000}
-CONCURRENCY=${CONCURRENCY:-} SECRET=${SECRET:-} WSK=${WSK:-wsk}
+USERNAME=${USERNAME:-} VERSION=${VERSION:-} PACKAGE=${PACKAGE:-} MEMORY=${MEMORY:-512} TIMEOUT=${TIMEOUT:-300000}
+CONCURRENCY=${CONCURRENCY:-} SECRET=${SECRET:-} CHECK=${CHECK-/model/metadata} WSK=${WSK:-wsk}
+PREDICT_PATH=${PREDICT_PATH:-} CORS=${CORS:-} RESULTS=${RESULTS:-0} RESULTS_INSECURE=${RESULTS_INSECURE:-0}
 
 part='[a-z0-9]+([._-]+[a-z0-9]+)*'
 [ ${#models[@]} -gt 0 ] || fail "which models? Name them: MODELS=\"max-ocr\" USERNAME=me ./deploy.sh (--help says more)."
 for model in "${models[@]}"; do word "the model" "$model" "$part" max-ocr; done
-if [ $delete = 0 ]; then
+if [ "$what" != delete ]; then
     [ -n "$USERNAME" ] || fail "USERNAME is missing: whose images? USERNAME=me ./deploy.sh (--help says more)."
     word USERNAME "$USERNAME" "([A-Za-z0-9.-]+(:[0-9]+)?/)?$part(/$part)*" "me or registry.example.com/me"
 fi
 [ -z "$PACKAGE" ] || word PACKAGE "$PACKAGE" '[A-Za-z0-9_][A-Za-z0-9_@.-]*' models
+word VERSION "$VERSION" '([A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?' 1.2.0
 word MEMORY "$MEMORY" '[1-9][0-9]*' 512
 word TIMEOUT "$TIMEOUT" '[1-9][0-9]*' 300000
-[ -z "$CONCURRENCY" ] || word CONCURRENCY "$CONCURRENCY" '[1-9][0-9]*' 10
+word CONCURRENCY "$CONCURRENCY" '([1-9][0-9]*)?' 10
+word CHECK "$CHECK" '(/[!-~]*)?' /model/metadata
+word PREDICT_PATH "$PREDICT_PATH" '(/[!-~]*)?' /predict
+word BASE_PATH "${BASE_PATH:-}" '(/[!-~]*)?' /models/ocr
+word CORS "$CORS" '(app|[*]|https?://[^ ,/]+( https?://[^ ,/]+)*)?' https://www.example.com
+word RESULTS "$RESULTS" '[01]' "0 or 1"
+word RESULTS_INSECURE "$RESULTS_INSECURE" '[01]' "0 or 1"
 for command in "${WSK%% *}" curl python3; do
-    command -v "$command" >/dev/null || fail "$command is not installed."
+    [ "$what" = manifest ] || command -v "$command" >/dev/null || fail "$command is not installed."
 done
 # shellcheck disable=SC2086  # of several words, like "wsk -i"
 wsk() { command $WSK "$@"; }
@@ -65,7 +81,7 @@ wsk() { command $WSK "$@"; }
 # How to call the model, from its swagger.json on standard input: a file, JSON, or a query.
 read -r -d '' example <<'END' || true
 import json, shlex, sys
-url, secret, predict = sys.argv[1], sys.argv[2], "/model/predict"
+url, secret, predict = sys.argv[1], sys.argv[2], sys.argv[3] or "/model/predict"
 try:
     paths = json.load(sys.stdin)["paths"]
     method = "post" if "post" in paths[predict] else "get"
@@ -85,49 +101,104 @@ if method == "post" and len(command) < 3 + 2 * bool(secret):
 print(" ".join(map(shlex.quote, command + [url + ("?" + query if query else "")])))
 END
 
+# What an activation's record, on standard input behind a line of wsk's, says of a failure.
+read -r -d '' reason <<'END' || true
+import json, sys
+record = json.loads(sys.stdin.read().partition("\n")[2])
+error = record["response"].get("result", {}).get("error", "")
+if isinstance(error, dict):
+    error = error.get("body", error)
+lines = record.get("logs") or []
+print("\n".join([str(error)] + ["    " + line for line in lines[-10:]]))
+END
+
 remove() { # action
     error="wsk could not delete it"
     wsk action delete "$1" || return
     echo "$1: deleted"
+    ! wsk action get "$1-results" >/dev/null 2>&1 || wsk action delete "$1-results" >/dev/null
 }
 
-get() { # path, curl's options... -> what the web action answers; again while the platform says 202 to a cold start
-    local path=$1 status
+get() { # path, curl's options... -> the status of what the web action answers; again while the platform says 202 to a cold start
+    local path=$1
     shift
     [ -z "$SECRET" ] || set -- -H "X-Require-Whisk-Auth: $SECRET" "$@"
     for _ in 1 2 3 4 5; do
-        status=$(curl -sS -o "$answer" -w '%{http_code}' --max-time 120 "$@" "$url$path") || return
+        status=$(curl -sS -o "$answer" -D "$headers" -w '%{http_code}' --max-time 120 "$@" "$url$path") || return
         [ "$status" = 202 ] || break
     done
-    [ "$status" = 200 ] || { echo "GET $url$path: $status $(head -c 300 "$answer")" >&2 && return 1; }
 }
 
-deploy() { # action, image
-    set -- "$@" --web raw --memory "$MEMORY" --timeout "$TIMEOUT"
-    [ -z "$SECRET" ] || set -- "$@" --web-secure "$SECRET"
-    [ -z "$CONCURRENCY" ] || set -- "$@" --concurrency "$CONCURRENCY"
-    local action=$1 image=$2 url
-    shift 2
+explain() { # path -> what was answered, and what the activation's record says
+    local id record
+    echo "GET $url$1: $status $(head -c 300 "$answer")"
+    id=$(tr -d '\r' <"$headers" | sed -n 's/^x-openwhisk-activation-id: *//Ip')
+    for _ in 1 2 3 4 5; do # records come late
+        [ -n "$id" ] && record=$(wsk activation get "$id" 2>/dev/null) && python3 -c "$reason" <<<"$record" && break
+        sleep 1
+    done
+}
+
+options() { # -> the words for wsk that an action and its results have in common
+    words=()
+    [ -z "$SECRET" ] || words+=(--web-secure "$SECRET")
+}
+
+deploy() { # model, action, image
+    local action=$2 url status words
+    options
+    words+=(--web raw --memory "$MEMORY" --timeout "$TIMEOUT")
+    [ -z "$CONCURRENCY" ] || words+=(--concurrency "$CONCURRENCY")
+    [ -z "$PREDICT_PATH" ] || words+=(--param PREDICT_PATH "$PREDICT_PATH")
+    [ -z "${BASE_PATH+set}" ] || words+=(--param BASE_PATH "$BASE_PATH")
+    words+=(--param CORS "$CORS" -a web-custom-options "$([ -z "$CORS" ] && echo false || echo true)")
     error="wsk could not make the action"
-    wsk action update "$action" --docker "$image" "$@" || return
+    wsk action update "$action" --docker "$3" "${words[@]}" || return
     error="wsk does not tell its URL"
     url=$(wsk action get "$action" --url | tail -n 1) || return
     [[ $url =~ ^https?:// ]] || return
     error="its URL $url does not answer"
-    get /model/metadata || return
-    error="its URL $url/swagger.json does not answer"
-    get /swagger.json --compressed || echo '{}' >"$answer"
+    if [ -n "$CHECK" ]; then
+        get "$CHECK" || return
+        [ "$status" = 200 ] || { explain "$CHECK" >&2 && return 1; }
+    fi
+    get /swagger.json --compressed && [ "$status" = 200 ] || echo '{}' >"$answer"
     echo "$action: $url"
-    echo "    $(python3 -c "$example" "$url" "$SECRET" <"$answer")"
+    echo "    $(python3 -c "$example" "$url" "$SECRET" "$PREDICT_PATH" <"$answer")"
+    [ "$RESULTS" = 1 ] || return 0
+    error="wsk could not make the action of its results"
+    options
+    words+=(--kind python:default --web true -a provide-api-key true --param MODEL "$1")
+    [ "$RESULTS_INSECURE" = 0 ] || words+=(--param INSECURE 1)
+    wsk action update "$action-results" "$folder/results.py" "${words[@]}" || return
+    echo "    curl ${SECRET:+-H $(printf %q "X-Require-Whisk-Auth: $SECRET") }$url-results/ID"
 }
 
-answer=$(mktemp)
-trap 'rm -f "$answer"' EXIT
-[ -z "$PACKAGE" ] || [ $delete = 1 ] || wsk package update "$PACKAGE" >/dev/null || fail "wsk could not make the package $PACKAGE."
+manifest() { # -> YAML, in which each value is JSON
+    local model
+    quote() { python3 -c 'import json, sys; print(json.dumps(sys.argv[1]))' "$1"; }
+    printf 'packages:\n  %s:\n    actions:\n' "${PACKAGE:-default}"
+    for model in "${models[@]}"; do
+        printf '      %s:\n        docker: %s\n        web: raw\n' "$model" "$(quote "$USERNAME/$model${VERSION:+:$VERSION}")"
+        printf '        limits: {memorySize: %s, timeout: %s%s}\n' "$MEMORY" "$TIMEOUT" "${CONCURRENCY:+, concurrency: $CONCURRENCY}"
+        printf '        annotations: {%s%s}\n' "${SECRET:+require-whisk-auth: $(quote "$SECRET"), }" "${CORS:+web-custom-options: true}"
+        printf '        inputs: {%s%s%s}\n' "${PREDICT_PATH:+PREDICT_PATH: $(quote "$PREDICT_PATH"), }" \
+            "${BASE_PATH+BASE_PATH: $(quote "$BASE_PATH"), }" "${CORS:+CORS: $(quote "$CORS")}"
+        [ "$RESULTS" = 1 ] || continue
+        printf '      %s-results:\n        function: results.py\n        runtime: python:default\n        web: true\n' "$model"
+        printf '        annotations: {%sprovide-api-key: true}\n' "${SECRET:+require-whisk-auth: $(quote "$SECRET"), }"
+        printf '        inputs: {MODEL: %s%s}\n' "$(quote "$model")" "$([ "$RESULTS_INSECURE" = 0 ] || echo ', INSECURE: "1"')"
+    done
+}
+
+[ "$what" != manifest ] || { manifest && exit; }
+answer=$(mktemp) headers=$(mktemp)
+trap 'rm -f "$answer" "$headers"' EXIT
+[ -z "$PACKAGE" ] || [ "$what" = delete ] || wsk package update "$PACKAGE" >/dev/null || fail "wsk could not make the package $PACKAGE."
 failed=0
 for model in "${models[@]}"; do
     action=${PACKAGE:+$PACKAGE/}$model error=
-    if [ $delete = 1 ]; then remove "$action"; else deploy "$action" "$USERNAME/$model"; fi || {
+    if [ "$what" = delete ]; then remove "$action"; else deploy "$model" "$action" "$USERNAME/$model${VERSION:+:$VERSION}"; fi || {
         echo "$action: FAILED: $error" >&2
         failed=1
     }

@@ -12,18 +12,23 @@ import base64
 import binascii
 import http.client
 import json
+import os
 import re
 import socket
 import sys
 import threading
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Iterable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, Callable
 from urllib.parse import quote, unquote
 
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+import results
 from openwhisk import (
     CONTENT_TYPE,
     CONTROLLERS,
@@ -39,6 +44,12 @@ from openwhisk import (
 LIMIT = 1_048_576  # bytes of a request's body, and of a result as JSON
 BLOCKING_SECONDS = 60.0  # how long the controller keeps a client waiting
 RETRY_SECONDS = 0.05  # how often the invoker knocks until the container listens
+KEPT = 100  # results of the last activations
+# Of the user guest on a standalone server, which everybody knows.
+KEY = (
+    "23bc46b1-71f6-4ed5-8c54-816aa4f8c502:"
+    "123zO3xZCLrMN6v2BKK1dXYFpXlPkccOFqm12CdAsMgRU4VrNZ9lyGVCGuMDGIwP"
+)
 METHODS = ("GET", "DELETE", "POST", "PUT", "HEAD", "OPTIONS", "PATCH")
 CORS = [
     ("Access-Control-Allow-Origin", "*"),
@@ -64,6 +75,16 @@ JSON_EXPECTED = {  # what Python's parser says: what spray-json says
     "Invalid \\escape": "JSON escape sequence",
     "Invalid \\uXXXX escape": "hex digit",
 }
+
+NOT_FOUND = "The requested resource does not exist."
+FAILED = "There was an error processing your request."
+NO_KEY = "The resource requires authentication, which was not supplied with the request"
+WRONG_KEY = "The supplied authentication is invalid"
+UNAUTHORIZED = "Authentication is possible but has failed or not yet been provided."
+EXITED = "The action did not produce a valid response and exited unexpectedly."
+AUTH_HEADER = "x-require-whisk-auth"
+API = "/api/v1/namespaces/_/activations/"
+ENVIRONMENT = threading.Lock()  # of results.py, which is this process's
 
 Headers = list[tuple[str, str]]
 Reply = tuple[int, Headers, bytes]
@@ -157,6 +178,11 @@ class WebAction:
         action: str,
         timeout: float,
         concurrency: int = 1,
+        wait: float = BLOCKING_SECONDS,
+        custom_options: bool = False,
+        secret: str = "",
+        parameters: dict[str, str] | None = None,
+        keeps_results: bool = False,
     ) -> None:
         address = re.fullmatch("http://([^/:@]+)(?::([0-9]{1,5}))?/?", container)
         if not address:
@@ -168,6 +194,11 @@ class WebAction:
         self.path = f"/api/v1/web/{namespace}/{package}/{action}"
         self.name = "/".join(["", namespace, *([] if package == "default" else [package]), action])
         self.namespace = namespace
+        self.wait, self.custom_options, self.secret = wait, custom_options, secret
+        self.parameters, self.keeps_results = parameters or {}, keeps_results
+        self.records: OrderedDict[str, dict[str, Any]] = (
+            OrderedDict()
+        )  # of activations, by their id
         self.free = threading.BoundedSemaphore(concurrency)  # a real invoker starts more containers
 
     def init(self) -> None:
@@ -272,47 +303,59 @@ class WebAction:
                 pretty=False,
             )
         path, _, query = environ["devserver.target"].partition("?")
-        extension, rest = self.match(collapse_dots(path))
+        if path.startswith(API):
+            return self.api(path[len(API) :], environ.get("HTTP_AUTHORIZATION", ""))
+        action, extension, rest = self.match(collapse_dots(path))
         body = body_of(environ)
         if len(body) > LIMIT:
             raise RefusedError(413, f"Request larger than allowed: {len(body)} > {LIMIT} bytes.")
         headers = {name.lower(): decode_header(text) for name, text in environ["devserver.headers"]}
-        cors = [
-            *CORS,
-            (
-                "Access-Control-Allow-Headers",
-                headers.get("access-control-request-headers", CORS_HEADERS),
-            ),
-        ]
-        if method == "OPTIONS":
+        own_cors = self.custom_options and action == self.path
+        allowed = headers.get("access-control-request-headers", CORS_HEADERS)
+        cors = [] if own_cors else [*CORS, ("Access-Control-Allow-Headers", allowed)]
+        if method == "OPTIONS" and not own_cors:
             return 200, cors, b""
-        value = self.value(method, headers, rest, query, body)
+        if method != "OPTIONS" and self.secret not in ("", headers.get(AUTH_HEADER)):
+            raise RefusedError(401, UNAUTHORIZED, headers=cors)
+        raw = self.raw and action == self.path
+        parameters = self.parameters if action == self.path else {"MODEL": self.name.split("/")[-1]}
+        value = self.value(method, headers, rest, query, body, raw, parameters)
         activation = self.activation()
         cors.append(("x-openwhisk-activation-id", activation["activation_id"]))
         try:
-            result = self.invoke({**activation, "value": value})
+            if action == self.path:
+                result = self.invoke({**activation, "value": value})
+            else:
+                result = self.read_result(value, environ["SERVER_PORT"])
             status, headers_, body_ = EXTENSIONS[extension](result.get("error", result))
         except RefusedError as refused:
             raise RefusedError(refused.status, refused.sentence, headers=cors) from None
         return status, cors + headers_, body_
 
-    def match(self, path: str) -> tuple[str, str]:
-        """The extension and the rest of the path behind the web action's URL; raises RefusedError
-        for other URLs."""
-        for extension in ("", *EXTENSIONS):
-            if unquote(path) == self.path + extension or unquote(path).startswith(
-                self.path + extension + "/"
-            ):
-                segments = path.split("/")[len(self.path.split("/")) :]
-                return extension or ".http", "".join(
-                    "/" + quote(unquote(part), safe=SEGMENT_SAFE) for part in segments
-                )
-        raise RefusedError(404, "The requested resource does not exist.")
+    def match(self, path: str) -> tuple[str, str, str]:
+        """The path of the web action's URL, its extension, and the rest behind it; raises
+        RefusedError for other URLs."""
+        actions = [self.path, self.path + "-results"] if self.keeps_results else [self.path]
+        for action in actions:
+            for extension in ("", *EXTENSIONS):
+                if (unquote(path) + "/").startswith(action + extension + "/"):
+                    segments = path.split("/")[len(self.path.split("/")) :]
+                    rest = ["/" + quote(unquote(part), safe=SEGMENT_SAFE) for part in segments]
+                    return action, extension or ".http", "".join(rest)
+        raise RefusedError(404, NOT_FOUND)
 
     def value(
-        self, method: str, headers: dict[str, str], path: str, query: str, body: bytes
+        self,
+        method: str,
+        headers: dict[str, str],
+        path: str,
+        query: str,
+        body: bytes,
+        raw: bool,
+        bound: dict[str, str],
     ) -> dict[str, Any]:
-        """The `value` of the message, as in tests/recordings/requests.json; raises RefusedError."""
+        """The `value` of the message, as in tests/recordings/requests.json, with the parameters
+        that are bound to the action; raises RefusedError."""
         for name in ("content-length", "transfer-encoding"):
             headers.pop(name, None)
         media = None
@@ -326,9 +369,10 @@ class WebAction:
             "__ow_method": method.lower(),
             "__ow_headers": headers,
             "__ow_path": path,
+            **bound,
         }
         pairs = parse_query(query)
-        if self.raw:
+        if raw:
             value["__ow_query"] = render_query(pairs)
             value["__ow_body"] = carried(media, body) if media else ""
             return value
@@ -344,16 +388,46 @@ class WebAction:
             value.update({} if isinstance(content, dict) else {"__ow_body": content})
         elif media:
             value["__ow_body"] = carried(media, body)
-        if RESERVED & set(parameters):
+        if (RESERVED | set(bound)) & set(parameters):
             raise RefusedError(
                 400, "Request defines parameters that are not allowed (e.g., reserved properties)."
             )
         return {**value, **parameters}
 
     def invoke(self, message: dict[str, Any]) -> Any:
-        """What the invoker does: POST /run, again while nothing answers. Returns the result; raises
-        RefusedError."""
-        deadline = time.monotonic() + min(self.timeout, BLOCKING_SECONDS)
+        """The result of an activation; raises RefusedError for one that fails, or that takes longer
+        than a client may wait."""
+        future: Future[Any] = Future()
+
+        def activate() -> None:
+            try:
+                future.set_result(self.activate(message))
+            except Exception as error:
+                future.set_exception(error)
+
+        threading.Thread(target=activate, daemon=True).start()
+        try:
+            return future.result(self.wait)
+        except FutureTimeoutError:
+            raise RefusedError(202, "Response not yet ready.") from None
+
+    def activate(self, message: dict[str, Any]) -> Any:
+        """What the invoker does, and what is kept of it."""
+        started = time.time()
+        status, result = "success", None
+        try:
+            result = self.run(message)
+            status = "application error" if "error" in result else "success"
+        except RefusedError:
+            status, result = "action developer error", {"error": EXITED}
+            raise
+        finally:
+            self.keep(message, started, status, result)
+        return result
+
+    def run(self, message: dict[str, Any]) -> Any:
+        """POST /run, again while nothing answers. Returns the result; raises RefusedError."""
+        deadline = time.monotonic() + self.timeout
         while True:
             left = deadline - time.monotonic()
             try:
@@ -365,12 +439,9 @@ class WebAction:
                     self.free.release()
                 break
             except OSError as error:
-                if left > RETRY_SECONDS and not isinstance(error, socket.timeout):
-                    time.sleep(RETRY_SECONDS)
-                elif self.timeout < BLOCKING_SECONDS:
-                    raise RefusedError(400, "There was an error processing your request.") from None
-                else:
-                    raise RefusedError(202, "Response not yet ready.") from None
+                if left <= RETRY_SECONDS or isinstance(error, socket.timeout):
+                    raise RefusedError(400, FAILED) from None
+                time.sleep(RETRY_SECONDS)
         if len(data) > LIMIT:
             sentence = "The action produced a response that exceeded the allowed length: "
             return {"error": f"{sentence}{len(data)} > {LIMIT} bytes."}
@@ -381,8 +452,66 @@ class WebAction:
         if isinstance(result, list):
             raise InternalError("There was an internal server error.")
         if not isinstance(result, dict):
-            raise RefusedError(400, "There was an error processing your request.")
+            raise RefusedError(400, FAILED)
         return result
+
+    def keep(self, message: dict[str, Any], started: float, status: str, result: Any) -> None:
+        """The activation's record, as in tests/recordings/activations.json."""
+        size = len(json.dumps(result, ensure_ascii=False).encode("utf-8", "replace"))
+        ended = time.time()
+        self.records[message["activation_id"]] = {
+            "activationId": message["activation_id"],
+            "annotations": [
+                {"key": "path", "value": self.name[1:]},
+                {"key": "kind", "value": "blackbox"},
+                {"key": "timeout", "value": ended - started > self.timeout},
+            ],
+            "duration": int((ended - started) * 1000),
+            "end": int(ended * 1000),
+            "logs": [],  # the container's terminal has them
+            "name": self.name.rpartition("/")[2],
+            "namespace": self.namespace,
+            "publish": False,
+            "response": {
+                "result": result,
+                "size": size,
+                "status": status,
+                "success": status == "success",
+            },
+            "start": int(started * 1000),
+            "subject": self.namespace,
+            "version": message["action_version"],
+        }
+        while len(self.records) > KEPT:
+            self.records.popitem(last=False)
+
+    def api(self, path: str, authorization: str) -> Reply:
+        """The API that keeps activations; raises RefusedError."""
+        if not authorization:
+            raise RefusedError(401, NO_KEY)
+        if authorization != "Basic " + base64.b64encode(KEY.encode()).decode():
+            raise RefusedError(401, WRONG_KEY)
+        activation_id, _, part = path.partition("/")
+        length = len(unquote(activation_id))
+        if length != 32:
+            raise RefusedError(400, f"Activation id length is {length} but must be 32.")
+        record = self.records.get(activation_id)
+        parts = {
+            "": record,
+            "result": record and record["response"],
+            "logs": record and {"logs": record["logs"]},
+        }
+        if not parts.get(part):
+            raise RefusedError(404, NOT_FOUND)
+        return 200, [("Content-Type", "application/json")], json.dumps(parts[part]).encode()
+
+    def read_result(self, value: dict[str, Any], port: str) -> Any:
+        """What results.py answers, which asks this server's API."""
+        with ENVIRONMENT:
+            os.environ["__OW_ACTION_NAME"] = self.name + "-results"
+            os.environ["__OW_API_HOST"] = f"http://127.0.0.1:{port}"
+            os.environ["__OW_API_KEY"] = KEY
+            return results.main(value)
 
 
 def body_of(environ: dict[str, Any]) -> bytes:
@@ -666,6 +795,27 @@ def main() -> None:
         default=1,
         help="how many activations at once the container gets (default: %(default)s)",
     )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=BLOCKING_SECONDS,
+        help="for how many seconds a client waits for an activation (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--results", action="store_true", help="the action ACTION-results too, as RESULTS=1 deploys"
+    )
+    parser.add_argument(
+        "--custom-options", action="store_true", help="as the annotation web-custom-options"
+    )
+    parser.add_argument("--secret", default="", help="as of 'wsk action update --web-secure'")
+    parser.add_argument(
+        "--param",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a parameter that is bound to the action; may be repeated",
+    )
     arguments = parser.parse_args()
     if not 0 < arguments.port < 65536:
         parser.error("--port must be from 1 to 65535.")
@@ -680,6 +830,11 @@ def main() -> None:
             action=arguments.action,
             timeout=arguments.timeout,
             concurrency=arguments.concurrency,
+            wait=arguments.wait,
+            custom_options=arguments.custom_options,
+            secret=arguments.secret,
+            parameters=dict(arguments.param),
+            keeps_results=arguments.results,
         )
         server = make_server(
             "127.0.0.1", arguments.port, action, threaded=True, request_handler=Handler

@@ -111,6 +111,20 @@ class Server:
         atexit.register(self.stop)
         self.ensure()
 
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection to the server, which is started if it has ended."""
+        self.ensure()
+        connection = self.connections.take()
+        try:
+            if not connection.sock:
+                connection.connect()
+        except ConnectionRefusedError:  # it is about to end
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(END_SECONDS)
+            self.ensure()
+            connection.connect()
+        return connection
+
     def ensure(self) -> None:
         """Returns when the server listens; raises UpstreamError if it does not, OSError if the
         command can't be run."""
@@ -317,10 +331,11 @@ WHOLE_BYTES = 1 << 25
 
 
 def headers_from(response: http.client.HTTPResponse, environ: Environ, port: int) -> Headers:
+    """As they came, but for those of the connection and those that a WSGI server writes."""
     return [
         (name, located(text, environ, port) if name.lower() == "location" else text)
         for name, text in response.getheaders()
-        if name.lower() not in HOP_BY_HOP
+        if name.lower() not in HOP_BY_HOP | {"date", "server"}
     ]
 
 
@@ -370,8 +385,6 @@ def sentence_of(status: str, sentence: str, start_response: Callable[..., Any]) 
 # ---- The app ------------------------------------------------------------------------------------
 
 NO_WEBSOCKET = "WebSocket connections are not forwarded: use the model's HTTP."
-# What has no effect, so that it may be sent again: https://www.rfc-editor.org/rfc/rfc9110#section-9.2.1
-SAFE = ("GET", "HEAD", "OPTIONS")
 
 
 class Forward:
@@ -384,7 +397,6 @@ class Forward:
         if environ.get("HTTP_UPGRADE", "").lower() == "websocket":
             return sentence_of("501 Not Implemented", NO_WEBSOCKET, start_response)
         try:
-            self.server.ensure()
             connection, response = self.exchange(environ)
             return self.answer(connection, response, environ, start_response)
         except (UpstreamError, OSError, http.client.HTTPException) as error:
@@ -397,17 +409,11 @@ class Forward:
     def exchange(
         self, environ: Environ
     ) -> Tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        connection = self.server.connections.take()
-        was_used = connection.sock is not None
+        """Once, whatever comes: a second time it might have an effect a second time."""
+        connection = self.server.connect()
         try:
             send(connection, environ)
             return connection, connection.getresponse()
-        except (ConnectionError, http.client.HTTPException):
-            connection.close()
-            has_body = environ.get("CONTENT_LENGTH") or environ.get("wsgi.input_terminated")
-            if was_used and environ["REQUEST_METHOD"] in SAFE and not has_body:
-                return self.exchange(environ)
-            raise
         except BaseException:
             connection.close()
             raise

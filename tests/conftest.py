@@ -22,7 +22,7 @@ import threading
 import time
 import urllib.parse
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ MARK = "OPENWHISK_TEST_RUN"  # in the environment of all processes that a run st
 # As in MAX images, whose old Pythons then take stdout to be ASCII.
 FLASK = {"SECRET": "secret", "LC_ALL": "C"}
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+LOCKS: deque[socket.socket] = deque(maxlen=300)  # of the ports that were given last
 PORTS = itertools.cycle(range(10_000 + 1_000 * WORKER + os.getpid() % 500, 11_000 + 1_000 * WORKER))
 sys.path.insert(0, str(ROOT))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
@@ -190,13 +191,17 @@ def documented(command: str) -> str:
 
 
 def free_port() -> int:
-    """None that another worker takes, nor one that the system gives to a client's end."""
+    """None that another worker or run takes, nor one that the system gives to a client's end."""
     while True:
         port = next(PORTS)
+        lock = socket.socket(socket.AF_UNIX)
         with socket.socket() as listener, contextlib.suppress(OSError):
+            lock.bind(f"\0openwhisk-test-{port}")
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("127.0.0.1", port))
+            LOCKS.append(lock)
             return port
+        lock.close()
 
 
 def wait_for_port(port: int, seconds: float = 60, process: Process | None = None) -> None:
@@ -295,6 +300,14 @@ class Process:
         return result
 
 
+def has_ended(pid: int) -> bool:
+    """Whether there is no such process, or one whose parent has not looked yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 @contextlib.contextmanager
 def running(process: Process) -> Iterator[Process]:
     try:
@@ -303,11 +316,12 @@ def running(process: Process) -> Iterator[Process]:
         process.stop()
 
 
-def start_container(stack: str, app: Path, **env: str) -> Process:
+def start_container(stack: str, app: Path, *arguments: str, **env: str) -> Process:
     """openwhisk.py with the app, as in a container, and ready to be asked."""
     port = free_port()
     env = {"PORT": str(port), **env}
-    return Process(stack, str(ROOT / "openwhisk.py"), cwd=app, port=port, env=env).wait_ready()
+    command = [stack, str(ROOT / "openwhisk.py"), *arguments]
+    return Process(*command, cwd=app, port=port, env=env).wait_ready()
 
 
 @pytest.fixture(scope="session")
@@ -576,3 +590,18 @@ def openwhisk(
         yield real
     finally:
         real.close()
+
+
+@pytest.fixture(scope="session")
+def own(stack: str, openwhisk: OpenWhisk | None) -> Iterator[int]:
+    """The port of the model's own server."""
+    if openwhisk:
+        container, port = openwhisk.own_server("max_app")
+        wait_for_port(port)
+        yield port
+        run("docker", "rm", "-f", container)
+        return
+    port = free_port()
+    command = (stack, "app.py", "--port", str(port))
+    with running(Process(*command, cwd=LIVE_APPS / "max_app", port=port)) as process:
+        yield process.wait_ready().port

@@ -219,11 +219,8 @@ def test_a_container_gets_one_activation_at_a_time(container: int) -> None:
             assert Container.most == concurrency
 
 
-def test_a_client_waits_for_a_free_container_no_longer_than_for_others(
-    container: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(devserver, "BLOCKING_SECONDS", 0.5)
-    with web_action(container) as port, concurrent.futures.ThreadPoolExecutor() as pool:
+def test_a_client_waits_for_a_free_container_no_longer_than_for_others(container: int) -> None:
+    with web_action(container, wait=0.5) as port, concurrent.futures.ThreadPoolExecutor() as pool:
         Container.released.clear()
         answers = [pool.submit(request, port, "GET", BASE) for _ in range(3)]
         assert [answer.result().status for answer in answers] == [202] * 3
@@ -398,11 +395,8 @@ def test_a_dropped_connection_is_tried_again(action: int) -> None:
     assert Container.drops == 0
 
 
-def test_the_client_waits_no_longer_than_the_controller(
-    container: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(devserver, "BLOCKING_SECONDS", 0.2)
-    with web_action(container) as port:
+def test_the_client_waits_no_longer_than_the_controller(container: int) -> None:
+    with web_action(container, wait=0.2) as port:
         Container.released.clear()
         answer = request(port, "GET", BASE)
     assert answer.status == 202

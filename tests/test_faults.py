@@ -59,12 +59,12 @@ def action(
     if openwhisk:
         yield openwhisk.web_action("flask_app", "ENV SECRET=secret", timeout=timeout)
         return
-    monkeypatch.setattr(devserver, "BLOCKING_SECONDS", 1 if timeout == LONG else 60)
     monkeypatch.setattr(devserver, "RETRY_SECONDS", 0.01)
     limit = 0.5 if timeout == SHORT else timeout
     with running(start_container(stack, LIVE_APPS / "flask_app", **FLASK)) as container:
         container.post("/init", {"value": {}})
-        with web_action(container.port, timeout=limit) as port:
+        wait = 1 if timeout == LONG else 60
+        with web_action(container.port, timeout=limit, wait=wait) as port:
             yield WebAction(f"http://127.0.0.1:{port}{BASE}")
         container.popen.kill()  # it may still hang
 

@@ -11,18 +11,12 @@ from typing import Any
 import pytest
 from conftest import (
     BASE,
-    LIVE_APPS,
     Answer,
     OpenWhisk,
-    Process,
     WebAction,
     around,
     assert_same,
-    free_port,
     request,
-    run,
-    running,
-    wait_for_port,
     web_action,
 )
 
@@ -221,6 +215,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         )
     },
 }
+LINKS = ["trailing slash missing", "Swagger UI", "swagger.json", "web app", "redirect", "cookies"]
 # --web true gives the app less than the client sent: the query beside JSON and repeated
 # parameters are lost.
 RAW_CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -252,21 +247,6 @@ RAW_CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(scope="session")
-def own(stack: str, openwhisk: OpenWhisk | None) -> Iterator[int]:
-    """The port of the model's own server."""
-    if openwhisk:
-        container, port = openwhisk.own_server("max_app")
-        wait_for_port(port)
-        yield port
-        run("docker", "rm", "-f", container)
-        return
-    port = free_port()
-    command = (stack, "app.py", "--port", str(port))
-    with running(Process(*command, cwd=LIVE_APPS / "max_app", port=port)) as process:
-        yield process.wait_ready().port
-
-
 @pytest.fixture(scope="session", params=["raw", "true"])
 def action(
     request: pytest.FixtureRequest, openwhisk: OpenWhisk | None, stack: str
@@ -295,12 +275,17 @@ def as_seen(answer: Answer, base: str = "") -> dict[str, Any]:
     return {"status": answer.status, "headers": sorted(headers), "body": body}
 
 
-def compare(path: str, details: dict[str, Any], own: int, action: WebAction) -> None:
+def compare(
+    path: str, details: dict[str, Any], own: int, action: WebAction, at_root: bool = False
+) -> None:
+    """At the root, as behind a proxy at an address of its own, nothing of the answer is rewritten."""
     method, body = details.get("method", "GET"), details.get("body")
     headers = {"Host": "model.example.com", **details.get("headers", {})}
     own_path = path if path.startswith("/") else "/model/predict" + path
     expected = as_seen(request(own, method, own_path, body, headers))
-    got = as_seen(action.request(method, path, body, headers), action.base)
+    if at_root:
+        headers["X-Forwarded-Prefix"] = "/"
+    got = as_seen(action.request(method, path, body, headers), "" if at_root else action.base)
     if not expected["body"]:  # the controller takes the type from an empty response
         expected["headers"] = [
             pair
@@ -312,15 +297,23 @@ def compare(path: str, details: dict[str, Any], own: int, action: WebAction) -> 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_web_action_answers_as_the_models_own_server(
-    case: str, own: int, action: WebAction
+    case: str, own: int, action: WebAction, request: pytest.FixtureRequest
 ) -> None:
-    compare(*CASES[case], own, action)
+    """Under raw at the root, under true at the web action's own path."""
+    at_root = "[raw" in request.node.name or "-raw" in request.node.name
+    compare(*CASES[case], own, action, at_root)
 
 
 @pytest.mark.parametrize("action", ["raw"], indirect=True)
 @pytest.mark.parametrize("case", RAW_CASES)
 def test_web_raw_loses_nothing(case: str, own: int, action: WebAction) -> None:
-    compare(*RAW_CASES[case], own, action)
+    compare(*RAW_CASES[case], own, action, at_root=True)
+
+
+@pytest.mark.parametrize("action", ["raw"], indirect=True)
+@pytest.mark.parametrize("case", LINKS)
+def test_links_lead_to_the_web_action(case: str, own: int, action: WebAction) -> None:
+    compare(*CASES[case], own, action)
 
 
 @pytest.mark.parametrize("path", ["/model/metadata", "/model/sound", "/app/", "/picture.svg"])

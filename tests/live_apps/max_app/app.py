@@ -15,12 +15,12 @@ from maxfw.core import MAX_API, METADATA_SCHEMA, CustomMAXAPI, MAXApp, MetadataA
 from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import BadRequest
 
-try:
-    from flask_restx import abort as abort_with
-    from flask_restx import fields, inputs
-except ImportError:
+try:  # first, as some images have both
     from flask_restplus import abort as abort_with
     from flask_restplus import fields, inputs
+except ImportError:
+    from flask_restx import abort as abort_with
+    from flask_restx import fields, inputs
 
 PNG = b"\x89PNG\r\n\x1a\n" + zlib.compress(bytes(range(256)) * 40)
 WAV = b"RIFF" + struct.pack("<I", 8036) + b"WAVEfmt " + bytes(range(256)) * 31 + b"\0\xff"

@@ -1,0 +1,107 @@
+"""The answer of an activation that took longer than a caller may wait, as an OpenWhisk action.
+
+OpenWhisk lets a caller wait for a minute, then says 202 and keeps the answer, for the owner of the
+action. This web action reads it for the callers of one model's action, whose name is bound to it:
+GET …/max-ocr-results/<activation id>. `RESULTS=1 ./deploy.sh` makes it. Runs on Python 3.6 and
+newer, with the standard library.
+"""
+
+import base64
+import json
+import os
+import re
+import ssl
+import urllib.error
+import urllib.request
+from typing import Any, Dict
+
+Record = Dict[str, Any]
+
+API_SECONDS = 20  # for which the API may be silent
+RETRY_SECONDS = 2  # after which a caller is to ask again
+MALFORMED = (
+    "Which activation? GET …/%s-results/ID, with the ID that the header X-OpenWhisk-Activation-Id "
+    "of the model's answer had: 32 hexadecimal digits."
+)
+NOT_YET = (
+    "There is no answer under this id by now: the model still works on it, or there never was such "
+    "an activation of it. Ask again."
+)
+
+
+class ApiError(Exception):
+    """OpenWhisk's API does not tell; the text is a sentence for the caller."""
+
+
+def main(args: Record) -> Record:
+    """The web action, --web true. Returns what the caller is to see, never raises.
+
+    Its bound parameters: MODEL, the name of the model's action, in the same package; INSECURE, for
+    an API whose certificate nobody vouches for. What the API answers is recorded in
+    tests/recordings/activations.json.
+    """
+    method, path = args.get("__ow_method", "get"), args.get("__ow_path", "")
+    if method not in ("get", "head"):
+        return sentence(405, "Only GET and HEAD are allowed.", Allow="GET, HEAD")
+    if not re.match(r"/[0-9a-f]{32}\Z", path):
+        return sentence(400, MALFORMED % args["MODEL"])
+    try:
+        record = activation(path[1:], bool(args.get("INSECURE")))
+    except ApiError as error:
+        return sentence(502, str(error))
+    if not record or action_of(record) != model_action(args["MODEL"]):
+        return sentence(202, NOT_YET, **{"Retry-After": str(RETRY_SECONDS)})
+    return answer_of(record)
+
+
+def model_action(name: str) -> str:
+    """The model's action, with namespace and package: those of this one."""
+    return os.environ["__OW_ACTION_NAME"].strip("/").rpartition("/")[0] + "/" + name
+
+
+def action_of(record: Record) -> str:
+    for annotation in record.get("annotations", []):
+        if annotation.get("key") == "path":
+            return str(annotation.get("value"))
+    return ""
+
+
+def activation(activation_id: str, insecure: bool) -> Record:
+    """The activation's record, empty where there is none by now; raises ApiError."""
+    host = os.environ.get("__OW_API_HOST", "")
+    url = "%s/api/v1/namespaces/_/activations/%s" % (host, activation_id)
+    key = base64.b64encode(os.environ.get("__OW_API_KEY", "").encode()).decode()
+    context = ssl.create_default_context()
+    if insecure:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        request = urllib.request.Request(
+            url if "://" in url else "https://" + url, headers={"Authorization": "Basic " + key}
+        )
+        with urllib.request.urlopen(request, timeout=API_SECONDS, context=context) as response:
+            record = json.loads(response.read().decode())
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return {}
+        raise ApiError("OpenWhisk's API answered with status %d." % error.code) from None
+    except Exception:
+        raise ApiError("OpenWhisk's API can't be asked at the moment.") from None
+    if not isinstance(record, dict) or not isinstance(record.get("response"), dict):
+        raise ApiError("OpenWhisk's API answered with something else than a record.")
+    return record
+
+
+def answer_of(record: Record) -> Record:
+    """The model's own answer, or what OpenWhisk says of an activation that has none."""
+    result = record["response"].get("result")
+    if isinstance(result, dict) and isinstance(result.get("error"), dict):
+        result = result["error"]  # of an answer with a status from 500 on
+    if isinstance(result, dict) and "statusCode" in result:
+        return result
+    error = result.get("error") if isinstance(result, dict) else None
+    return sentence(502, str(error or "The activation ended without an answer."))
+
+
+def sentence(status: int, text: str, **headers: str) -> Record:
+    headers.update({"Content-Type": "application/json", "Cache-Control": "no-store"})
+    return {"statusCode": status, "headers": headers, "body": json.dumps({"error": text})}

@@ -1,0 +1,323 @@
+"""An image's own server behind openwhisk.py and forward.py: what it answers, what becomes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import (
+    BASE,
+    LIVE_APPS,
+    ROOT,
+    SENTINEL,
+    Process,
+    WebAction,
+    free_port,
+    has_ended,
+    request,
+    running,
+    start_container,
+    text_of,
+    web,
+    web_action,
+)
+from test_fidelity import CASES, RAW_CASES, compare, json_body, multipart
+
+FORWARD = {"WSGI_APP": "forward:app"}
+# What the server of the MAX app would have to know its path for: links of its own making.
+KNOWS_ITS_PATH = {"Swagger UI"}
+
+
+def forwarded(stack: str, app: str, command: list[str], port: int, **env: str) -> Process:
+    """The server's command behind openwhisk.py and forward.py."""
+    env = {"UPSTREAM_PORT": str(port), **FORWARD, **env}
+    return start_container(stack, LIVE_APPS / app, *command, **env)
+
+
+@pytest.fixture(scope="module")
+def max_server(stack: str) -> Iterator[WebAction]:
+    port = free_port()
+    command = [stack, "app.py", "--port", str(port)]
+    with (
+        running(forwarded(stack, "max_app", command, port)) as container,
+        web_action(container.port) as web_port,
+    ):
+        yield WebAction(f"http://127.0.0.1:{web_port}{BASE}")
+
+
+@pytest.mark.parametrize("case", [*CASES, *RAW_CASES])
+def test_the_web_action_answers_as_the_server(case: str, own: int, max_server: WebAction) -> None:
+    compare(*{**CASES, **RAW_CASES}[case], own, max_server, at_root=case in KNOWS_ITS_PATH)
+
+
+# ---- Servers of others ---------------------------------------------------------------------------
+
+UVICORN_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "file": ("/predict?threshold=0.25", multipart()),
+    "file of 700 kB": ("/predict", multipart(data=bytes(700_000))),
+    "no file": ("/predict", {"method": "POST"}),
+    "JSON": ("/text", json_body({"text": "é", "count": 2})),
+    "JSON that breaks the schema": ("/text", json_body({"text": 1})),
+    "malformed JSON": ("/text", {**json_body({}), "body": b"{"}),
+    "picture": ("/picture", {}),
+    "stream": ("/stream", {}),
+    "cookies": ("/cookies", {}),
+    "redirect to its root": ("/moved?to=/docs", {}),
+    "redirect to another host": ("/moved?to=https://example.com/docs", {}),
+    "redirect of a slash too many": ("/text/", {"method": "POST"}),
+    "not found": ("/nowhere", {}),
+    "wrong method": ("/text", {}),
+    "head": ("/picture", {"method": "HEAD"}),
+    "target": ("/seen/a%2Fb%20c//%C3%A9;x=1?a=%26+&b", {"headers": {"X-One": "1"}}),
+    "DELETE": ("/seen/a", {"method": "DELETE"}),
+    "PUT": ("/seen/a", {"method": "PUT", "body": b"\x00\xff", "headers": {"Content-Type": "a/b"}}),
+    "schema": ("/openapi.json", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def uvicorn_ports(stack: str) -> Iterator[tuple[int, WebAction]]:
+    """Its own port, and its web action."""
+    own_port, port = free_port(), free_port()
+    command = [sys.executable, "-m", "uvicorn", "main:app", "--port"]
+    folder = LIVE_APPS / "fastapi_app"
+    with (
+        running(Process(*command, str(own_port), cwd=folder, port=own_port)) as own_server,
+        running(forwarded(stack, "fastapi_app", [*command, str(port)], port)) as container,
+        web_action(container.port) as web_port,
+    ):
+        own_server.wait_ready()
+        yield own_port, WebAction(f"http://127.0.0.1:{web_port}{BASE}")
+
+
+@pytest.mark.parametrize("case", UVICORN_CASES)
+def test_uvicorn_with_fastapi(case: str, uvicorn_ports: tuple[int, WebAction]) -> None:
+    compare(*UVICORN_CASES[case], *uvicorn_ports)
+
+
+def test_uvicorns_docs_page_with_its_path(stack: str) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "main:app", "--port", str(port)]
+    root = {"UVICORN_ROOT_PATH": BASE}
+    with (
+        running(forwarded(stack, "fastapi_app", command, port, **root)) as container,
+        web_action(container.port) as web_port,
+    ):
+        assert (
+            f"url: '{BASE}/openapi.json'" in request(web_port, "GET", BASE + "/docs").body.decode()
+        )
+        assert request(web_port, "GET", BASE + "/openapi.json").json["servers"] == [{"url": BASE}]
+
+
+def test_gunicorn_with_two_workers(stack: str) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "gunicorn", "--workers", "2", "--bind", f"127.0.0.1:{port}"]
+    with running(forwarded(stack, "plain_flask", [*command, "service.api:app"], port)) as container:
+        assert container.post("/init", {"value": {}}).json == {"ok": True}
+        for _ in range(4):
+            assert text_of(container.run(web("/hello"))) == "hello"
+        assert container.stop() == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+
+
+def test_a_command_of_the_shell_that_reads_its_port(stack: str) -> None:
+    port = free_port()
+    command = ["/bin/sh", "-c", f"{sys.executable} server.py $PORT; true"]
+    with running(forwarded(stack, "server", command, port)) as container:
+        assert container.post("/init", {"value": {}}).json == {"ok": True}
+        told = json.loads(text_of(container.run(web("/"))))
+        assert told["port"] == str(port)
+        assert container.stop() == 0
+    assert has_ended(told["pid"])
+
+
+# ---- What the server is told, and what becomes of it ---------------------------------------------
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def server(stack: str, port: int) -> Iterator[Process]:
+    command = [sys.executable, "server.py", str(port)]
+    with running(forwarded(stack, "server", command, port, UPSTREAM_TIMEOUT="2")) as container:
+        assert container.post("/init", {"value": {}}).json == {"ok": True}
+        yield container
+
+
+def told(container: Process, path: str = "/", **headers: str) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(text_of(container.run(web(path, **headers))))
+    return told
+
+
+def error_of(result: dict[str, Any]) -> tuple[int, str]:
+    answer = result["error"]
+    return answer["statusCode"], json.loads(answer["body"])["error"]
+
+
+class TestRequest:
+    def test_should_keep_who_asked_and_name_the_base_path(self, server: Process) -> None:
+        names = {"host": "a.example", "x_forwarded_for": "192.0.2.1", "x_forwarded_proto": "https"}
+        headers = told(server, connection="x-secret", x_secret="1", te="trailers", **names)[
+            "headers"
+        ]
+        assert headers == {
+            "host": "a.example",
+            "x-forwarded-for": "192.0.2.1",
+            "x-forwarded-proto": "https",
+            "x-forwarded-prefix": BASE,
+        }
+
+    def test_should_go_over_a_connection_that_stays(self, server: Process) -> None:
+        assert len({told(server)["peer"] for _ in range(5)}) == 1
+
+    def test_should_not_be_sent_twice_if_it_may_have_had_an_effect(self, server: Process) -> None:
+        before = told(server)["posts"]
+        result = server.run(web("/drop", "post"))
+        assert error_of(result) == (
+            502,
+            "The model's server closed the connection without an answer.",
+        )
+        assert told(server)["posts"] == before + 1
+
+    def test_should_not_wait_for_a_body_that_the_server_refuses(self, server: Process) -> None:
+        answer = server.request("POST", "/refused", bytes(5_000_000))
+        assert (answer.status, answer.body) in ((413, b"too large"), (502, answer.body))
+        assert told(server)["pid"]
+
+    def test_should_pass_through_without_openwhisk(self, server: Process) -> None:
+        assert server.request("POST", "/x", b"12345").body == b"5"
+        answer = server.request("GET", "/x")
+        assert [name for name, _ in answer.headers].count("Date") == 1
+        assert (answer.header("x-kept"), answer.header("connection")) == ("yes", "close")
+        assert "x-forwarded-prefix" not in answer.json["headers"]
+
+    def test_should_pass_through_in_chunks(self, server: Process) -> None:
+        answer = request(
+            server.port, "POST", "/x", None, {"Transfer-Encoding": "chunked"}, chunks=b"1234567"
+        )
+        assert answer.body == b"7"
+
+    def test_should_be_refused_for_a_websocket(self, server: Process) -> None:
+        result = server.run(web("/", connection="Upgrade", upgrade="websocket"))
+        assert error_of(result) == (
+            501,
+            "WebSocket connections are not forwarded: use the model's HTTP.",
+        )
+
+
+class TestResponse:
+    def test_should_be_whole_or_a_502(self, server: Process) -> None:
+        assert text_of(server.run(web("/until-closed"))) == "YWxsIG9mIGl0"
+        assert error_of(server.run(web("/short")))[0] == 502
+        assert error_of(server.run(web("/short-stream")))[0] == 500
+        assert server.request("GET", "/large").body == b"x" * (1 << 25) + b"y"
+
+
+class TestOutput:
+    def test_should_be_in_the_activations_log(self, server: Process) -> None:
+        server.run(web("/print"))
+        assert server.until(SENTINEL, server.out) == f"starting\nto stdout\n{SENTINEL}\n"
+        assert server.until(SENTINEL, server.err).endswith(f"to stderr\n{SENTINEL}\n")
+
+    def test_should_not_be_lost_after_the_answer(self, server: Process) -> None:
+        server.run(web("/print-late"))
+        assert "printed late" in server.until("printed late", server.out)
+
+
+class TestServer:
+    @pytest.mark.parametrize(
+        ("path", "how"), [("/exit", "ended with exit status 3"), ("/kill", "was ended by SIGKILL")]
+    )
+    def test_should_be_started_anew_when_it_has_ended(
+        self, server: Process, path: str, how: str
+    ) -> None:
+        pid = told(server)["pid"]
+        sentence = "The model's server has ended; the log says how."
+        assert error_of(server.run(web(path))) == (502, sentence)
+        assert how in server.until(how, server.err)
+        assert told(server)["pid"] != pid
+
+    def test_should_be_started_anew_when_it_has_ended_in_between(self, server: Process) -> None:
+        pid = told(server)["pid"]
+        os.kill(pid, signal.SIGKILL)
+        while not has_ended(pid):
+            pass
+        assert told(server)["pid"] != pid
+
+    def test_should_be_ended_when_it_hangs(self, server: Process) -> None:
+        pid = told(server)["pid"]
+        assert error_of(server.run(web("/hang"))) == (
+            502,
+            "The model's server did not answer in time.",
+        )
+        assert "is killed" in server.until("is killed", server.err)
+        assert told(server)["pid"] != pid
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_should_end_with_the_container_and_all_that_it_started(
+        self, stack: str, port: int, tmp_path: Path, number: int
+    ) -> None:
+        mark = tmp_path / "child"
+        command = [sys.executable, "server.py", str(port)]
+        container = forwarded(stack, "server", command, port, CHILD_PID=str(mark))
+        with running(container):
+            container.post("/init", {"value": {}})
+            pids = [told(container)["pid"], int(mark.read_text())]
+            assert container.stop(number) == 0
+        assert all(map(has_ended, pids))
+
+    @pytest.mark.parametrize(
+        ("command", "words"),
+        [
+            (["no-such-server"], "No such file or directory: 'no-such-server'"),
+            (["sh", "-c", "exit 4"], "ended with exit status 4 before it listened on port"),
+            (["sleep", "60"], "did not listen on port"),
+            ([], "forward.py needs the server's command"),
+        ],
+    )
+    def test_should_say_why_it_does_not_listen(
+        self, stack: str, port: int, command: list[str], words: str
+    ) -> None:
+        with running(forwarded(stack, "server", command, port, UPSTREAM_TIMEOUT="1")) as container:
+            answer = container.post("/init", {"value": {}})
+            assert answer.status == 502
+            assert words in answer.json["error"]
+
+    def test_should_say_that_it_does_not_listen_in_the_actions_time(
+        self, stack: str, port: int
+    ) -> None:
+        with running(forwarded(stack, "server", ["sleep", "60"], port)) as container:
+            env = {"__OW_DEADLINE": str(int(time.time() * 1000) + 2000)}
+            error = container.post("/init", {"value": {"env": env}}).json["error"]
+            assert "time limit" in error and "wait_until_it_listens" in error
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [("UPSTREAM_PORT", ""), ("UPSTREAM_PORT", "http"), ("UPSTREAM_TIMEOUT", "0")],
+    )
+    def test_should_be_refused_for_settings_that_make_no_sense(
+        self, stack: str, port: int, name: str, text: str
+    ) -> None:
+        with running(forwarded(stack, "server", ["true"], port, **{name: text})) as container:
+            error = container.post("/init", {"value": {}}).json["error"]
+            assert f"{name} must be a number from 1 to" in error
+
+    def test_should_not_be_the_container_itself(self, stack: str, port: int) -> None:
+        env = {"PORT": str(port), **FORWARD, "UPSTREAM_PORT": str(port)}
+        command = [stack, str(ROOT / "openwhisk.py"), "true"]
+        process = Process(*command, cwd=LIVE_APPS / "server", port=port, env=env)
+        with running(process.wait_ready()):
+            error = process.post("/init", {"value": {}}).json["error"]
+            assert "UPSTREAM_PORT must not be PORT" in error
