@@ -15,6 +15,7 @@ import contextlib
 import http.client
 import json
 import os
+import queue
 import select
 import shlex
 import signal
@@ -30,8 +31,8 @@ Environ = Dict[str, Any]
 Headers = List[Tuple[str, str]]
 
 
-class UpstreamError(Exception):
-    """The server can't answer; the text is a sentence for the caller."""
+class StartError(Exception):
+    """The server does not start; the text is a sentence for the log."""
 
 
 # ---- Settings -----------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ class Server:
         return connection
 
     def ensure(self) -> None:
-        """Returns when the server listens; raises UpstreamError if it does not, OSError if the
+        """Returns when the server listens; raises StartError if it does not, OSError if the
         command can't be run."""
         with self.lock:
             if self.process and self.process.poll() is None:
@@ -155,11 +156,11 @@ class Server:
         deadline = time.time() + self.timeout
         while not self.connections.is_listening():
             if self.process.poll() is not None:
-                raise UpstreamError("%s before it listened on port %d" % (self.end(), self.port))
+                raise StartError("%s before it listened on port %d" % (self.end(), self.port))
             if time.time() > deadline:
                 self.kill()
                 sentence = "%s did not listen on port %d for %d s"
-                raise UpstreamError(sentence % (self.name(), self.port, self.timeout))
+                raise StartError(sentence % (self.name(), self.port, self.timeout))
             time.sleep(LOOK_SECONDS)
 
     def name(self) -> str:
@@ -173,20 +174,23 @@ class Server:
             how = "was ended by " + signal.Signals(-status).name
         return "%s %s" % (self.name(), how)
 
-    def failed(self, error: Exception) -> UpstreamError:
-        """Logs why there is no answer; returns what the caller gets to know."""
+    def failed(self, error: Exception) -> str:
+        """Logs why there is no answer; returns a sentence for the caller."""
+        if isinstance(error, StartError):
+            log("%s." % error)
+            return "The model's server does not start; the log says why."
         if isinstance(error, socket.timeout):
             log("%s did not answer for %d s, and is killed." % (self.name(), self.timeout))
             self.kill()
-            return UpstreamError("The model's server did not answer in time.")
+            return "The model's server did not answer in time."
         try:
             self.process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
             log("%s gave no answer: %s." % (self.name(), error))
-            return UpstreamError("The model's server closed the connection without an answer.")
+            return "The model's server closed the connection without an answer."
         self.copy()
         log(self.end() + ".")
-        return UpstreamError("The model's server has ended; the log says how.")
+        return "The model's server has ended; the log says how."
 
     def copy(self) -> None:
         for output in self.outputs:
@@ -225,7 +229,7 @@ class Connections:
 
     def __init__(self, port: int, timeout: int) -> None:
         self.port, self.timeout = port, timeout
-        self.idle: List[Tuple[float, http.client.HTTPConnection]] = []
+        self.idle: Any = queue.LifoQueue()  # with the time since which they are
 
     def is_listening(self) -> bool:
         try:
@@ -235,19 +239,18 @@ class Connections:
         return True
 
     def take(self) -> http.client.HTTPConnection:
-        while self.idle:
+        while True:
             try:
-                since, connection = self.idle.pop()
-            except IndexError:  # another thread was faster
-                break
+                since, connection = self.idle.get_nowait()
+            except queue.Empty:
+                return http.client.HTTPConnection("localhost", self.port, timeout=self.timeout)
             if time.monotonic() - since < IDLE_SECONDS and is_open(connection.sock):
-                return connection
+                return connection  # type: ignore[no-any-return]
             connection.close()
-        return http.client.HTTPConnection("localhost", self.port, timeout=self.timeout)
 
     def give_back(self, connection: http.client.HTTPConnection) -> None:
         if connection.sock:  # http.client has closed it if the server will
-            self.idle.append((time.monotonic(), connection))
+            self.idle.put((time.monotonic(), connection))
 
 
 def is_open(sock: socket.socket) -> bool:
@@ -318,9 +321,9 @@ def send(connection: http.client.HTTPConnection, environ: Environ) -> None:
                 connection.send(b"%x\r\n%s\r\n" % (len(data), data))
             elif data:
                 connection.send(data)
-            if not data:
-                break
-            left -= len(data)
+            else:
+                raise EOFError("the caller has sent less than announced")
+            left = left - len(data) if data else 0
 
 
 # ---- The response -------------------------------------------------------------------------------
@@ -352,23 +355,15 @@ def located(location: str, environ: Environ, port: int) -> str:
     return location
 
 
-def read_all(response: http.client.HTTPResponse) -> bytes:
-    """Raises http.client.IncompleteRead if it breaks off."""
-    length = response.length or 0
-    data = response.read()
-    if len(data) < length:
-        raise http.client.IncompleteRead(data, length - len(data))
-    return data
-
-
 def pieces_of(response: http.client.HTTPResponse) -> Iterator[bytes]:
     """As they come; raises http.client.IncompleteRead if they break off."""
     left = response.length
-    while left is None or left > 0:
+    while left != 0:
         data = response.read1(PIECE) if left is None else response.read(min(left, PIECE))
         if not data:
             break
-        left = None if left is None else left - len(data)
+        if left is not None:
+            left -= len(data)
         yield data
     if left:
         raise http.client.IncompleteRead(b"", left)
@@ -399,10 +394,8 @@ class Forward:
         try:
             connection, response = self.exchange(environ)
             return self.answer(connection, response, environ, start_response)
-        except (UpstreamError, OSError, http.client.HTTPException) as error:
-            if not isinstance(error, UpstreamError):
-                error = self.server.failed(error)
-            return sentence_of("502 Bad Gateway", str(error), start_response)
+        except (StartError, OSError, http.client.HTTPException) as error:
+            return sentence_of("502 Bad Gateway", self.server.failed(error), start_response)
         finally:
             self.server.copy()
 
@@ -431,7 +424,7 @@ class Forward:
             start_response(status, headers)
             return self.stream(connection, response)
         with contextlib.closing(response):
-            data = read_all(response)
+            data = response.read()
         self.server.connections.give_back(connection)
         start_response(status, headers)
         return [data]

@@ -28,8 +28,6 @@ from conftest import (
     web_action,
 )
 
-import devserver
-
 PRETTY = '{\n  "a": [1, {\n    "c": null\n  }],\n  "b": {\n\n  }\n}'
 
 

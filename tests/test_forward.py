@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import signal
@@ -72,6 +74,7 @@ UVICORN_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "cookies": ("/cookies", {}),
     "redirect to its root": ("/moved?to=/docs", {}),
     "redirect to another host": ("/moved?to=https://example.com/docs", {}),
+    "redirect to its own address": ("/moved?to=http://model.example.com/docs?a=1", {}),
     "redirect of a slash too many": ("/text/", {"method": "POST"}),
     "not found": ("/nowhere", {}),
     "wrong method": ("/text", {}),
@@ -203,11 +206,30 @@ class TestRequest:
         assert (answer.header("x-kept"), answer.header("connection")) == ("yes", "close")
         assert "x-forwarded-prefix" not in answer.json["headers"]
 
+    def test_should_end_with_a_caller_who_hangs_up(self, server: Process) -> None:
+        posts = told(server)["posts"]
+        with socket.create_connection(("127.0.0.1", server.port)) as caller:
+            caller.sendall(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+        assert told(server)["posts"] in (posts, posts + 1)
+
+    def test_should_have_a_target_of_any_form(self, server: Process) -> None:
+        assert server.request("GET", "http://a.example/x?a=1").json["path"] == "/x?a=1"
+
     def test_should_pass_through_in_chunks(self, server: Process) -> None:
         answer = request(
             server.port, "POST", "/x", None, {"Transfer-Encoding": "chunked"}, chunks=b"1234567"
         )
         assert answer.body == b"7"
+
+    def test_should_not_see_the_address_at_which_the_server_listens(
+        self, server: Process, port: int
+    ) -> None:
+        result = server.run(web(f"/moved/{port}", host="a.example", x_forwarded_proto="https"))
+        assert result["headers"]["Location"] == f"https://a.example{BASE}/there"
+
+    def test_should_keep_a_redirect_that_knows_the_base_path(self, server: Process) -> None:
+        result = server.run(web("/moved" + BASE))
+        assert result["headers"]["Location"] == BASE
 
     def test_should_be_refused_for_a_websocket(self, server: Process) -> None:
         result = server.run(web("/", connection="Upgrade", upgrade="websocket"))
@@ -223,6 +245,8 @@ class TestResponse:
         assert error_of(server.run(web("/short")))[0] == 502
         assert error_of(server.run(web("/short-stream")))[0] == 500
         assert server.request("GET", "/large").body == b"x" * (1 << 25) + b"y"
+        with pytest.raises(http.client.IncompleteRead):
+            server.request("GET", "/large-short")
 
 
 class TestOutput:
@@ -249,12 +273,31 @@ class TestServer:
         assert how in server.until(how, server.err)
         assert told(server)["pid"] != pid
 
-    def test_should_be_started_anew_when_it_has_ended_in_between(self, server: Process) -> None:
+    def test_should_be_started_anew_when_it_has_ended_in_between(
+        self, server: Process, port: int
+    ) -> None:
         pid = told(server)["pid"]
         os.kill(pid, signal.SIGKILL)
-        while not has_ended(pid):
-            pass
+        with contextlib.suppress(ConnectionRefusedError):
+            while True:
+                socket.create_connection(("127.0.0.1", port)).close()
         assert told(server)["pid"] != pid
+
+    def test_should_be_started_anew_when_it_is_about_to_end(self, server: Process) -> None:
+        pid = told(server)["pid"]
+        assert told(server, "/end-soon") == {}
+        assert told(server)["pid"] != pid
+
+    def test_should_be_a_502_that_it_does_not_start_anew(
+        self, stack: str, port: int, tmp_path: Path
+    ) -> None:
+        once = f"test ! -e {tmp_path}/1 && touch {tmp_path}/1 && exec {sys.executable} server.py {port}"
+        with running(forwarded(stack, "server", ["sh", "-c", once], port)) as container:
+            container.post("/init", {"value": {}})
+            assert error_of(container.run(web("/exit")))[0] == 502
+            sentence = "The model's server does not start; the log says why."
+            assert error_of(container.run(web("/"))) == (502, sentence)
+            assert "ended with exit status 1" in container.until("status 1", container.err)
 
     def test_should_be_ended_when_it_hangs(self, server: Process) -> None:
         pid = told(server)["pid"]

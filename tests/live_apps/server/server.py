@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import ThreadingMixIn
@@ -54,8 +56,19 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(b"all of it")
             self.close_connection = True
+        elif what == "/large-short":
+            self.answer(b"only this", Content_Length=str(1 << 26))
+            self.close_connection = True
+        elif what == "/end-soon":
+            server.socket.shutdown(socket.SHUT_RDWR)
+            threading.Timer(0.3, os._exit, [5]).start()
+            self.answer(b"{}", Content_Type="application/json", Connection="close")
         elif what == "/drop":
             self.close_connection = True
+        elif what.startswith("/moved/"):
+            place = what[len("/moved") :]
+            here = f"http://127.0.0.1:{sys.argv[1]}/there"
+            self.answer(status=302, Location=here if place[1:].isdecimal() else place)
         elif what == "/large":
             self.answer(b"x" * (1 << 25) + b"y")
         else:
@@ -87,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): text for name, text in self.headers.items()}
         peer = self.client_address[1]
         mine = {"pid": os.getpid(), "port": os.environ["PORT"], "peer": peer}
-        return json.dumps({"headers": headers, "posts": Handler.posts, **mine})
+        return json.dumps({"headers": headers, "posts": Handler.posts, "path": self.path, **mine})
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -98,4 +111,5 @@ if __name__ == "__main__":
     if MARK:
         with open(MARK, "w") as file:
             file.write(str(subprocess.Popen(["sleep", "600"]).pid))
-    Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+    server = Server(("127.0.0.1", int(sys.argv[1])), Handler)
+    server.serve_forever()
