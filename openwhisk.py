@@ -756,6 +756,7 @@ class Handler(serving.WSGIRequestHandler):
         pass
 
 
+SWAGGER_BASE = re.compile(rb'"basePath": ?"(/[^"]*)"')
 NOT_LOADED = "The model is not loaded; the log says more."
 MALFORMED = "OpenWhisk sends no such message: %s: %s."
 # A message is read up to so many times RESULT_LIMIT, as its JSON may take a hundred times its size.
@@ -873,10 +874,12 @@ class Proxy:
         """With this caller's basePath: flask-restx keeps that of its first request."""
         if self.first_base is None:
             self.first_base = base
-        old, new = ('"basePath": "%s/' % text for text in (self.first_base, base))
-        return (
-            swagger if new.encode() in swagger else swagger.replace(old.encode(), new.encode(), 1)
-        )
+        found = SWAGGER_BASE.search(swagger)
+        path = found.group(1).decode() if found else ""
+        if not found or not path.startswith(self.first_base) or (base and path.startswith(base)):
+            return swagger
+        own = base + path[len(self.first_base) :].rstrip("/") or "/"
+        return swagger[: found.start(1)] + own.encode() + swagger[found.end(1) :]
 
 
 # ---- The life cycle -----------------------------------------------------------------------------

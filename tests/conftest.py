@@ -77,6 +77,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         os.environ[MARK] = uuid.uuid4().hex
     config.addinivalue_line("markers", "openwhisk: runs against a real OpenWhisk, too")
+    config.addinivalue_line("markers", "only_on(stack, what): needs what is only on that stack")
     if config.getoption("--openwhisk") and not config.getoption("--base-image"):
         raise pytest.UsageError("--openwhisk needs --base-image: an image with Python and a stack.")
 
@@ -86,7 +87,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pythons = stacks(metafunc.config)
         if getattr(metafunc.module, "ONE_STACK", False):
             pythons = dict(list(pythons.items())[:1])
-        metafunc.parametrize("stack", pythons.values(), ids=pythons.keys(), scope="session")
+        only: Any = metafunc.definition.get_closest_marker("only_on")
+        if only:
+            pythons = {name: pythons[name] for name in pythons if name.startswith(only.args[0])}
+        reason = f"skipped: with {only and only.args[1]}; ./test.sh --all"
+        metafunc.parametrize(
+            "stack",
+            pythons.values() or [pytest.param("", marks=pytest.mark.skip(reason=reason))],
+            ids=pythons.keys() or ["none"],
+            scope="session",
+        )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

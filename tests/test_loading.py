@@ -10,17 +10,25 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import (
+    BASE,
     LIVE_APPS,
     SENTINEL,
     Process,
+    WebAction,
+    free_port,
     running,
     start_container,
     text_of,
     web,
+    web_action,
 )
+from test_fidelity import compare
+
+import openwhisk
 
 
 class TestInit:
@@ -96,6 +104,15 @@ class TestInit:
                 {"WSGI_APP": "app:json"},
                 ["WSGI_APP=app:json", "TypeError", "not callable"],
             ),
+            (
+                "factory",
+                {"WSGI_APP": "app:create_app"},
+                ["TypeError", "create_app does not take (environ, start_response)", "create_app()"],
+            ),
+            ("factory", {"WSGI_APP": "app:needs_a_name"}, ["TypeError", "parentheses"]),
+            ("factory", {"WSGI_APP": "app:needs_a_name()"}, ["TypeError", "missing 1 required"]),
+            ("factory", {"WSGI_APP": "app:makes_nothing()"}, ["TypeError", "not callable"]),
+            ("factory", {"WSGI_APP": "app:create_app(open)"}, ["ValueError"]),
         ],
     )
     def test_should_say_why_the_model_did_not_load(
@@ -232,3 +249,80 @@ class TestApps:
             assert process.request("GET", "/hello").body == b"hello"
             assert process.stop() == 0
             assert process.rest(process.err) == SENTINEL + "\n"
+
+
+class TestWsgiApp:
+    """WSGI_APP, as gunicorn's."""
+
+    @pytest.mark.parametrize(
+        ("wsgi_app", "language", "threshold"),
+        [
+            ("app:create_app()", "en", 0.5),
+            ("app:create_app('de')", "de", 0.5),
+            ("app:create_app('de', threshold=0.25)", "de", 0.25),
+            ("app:needs_a_name(name='fr')", "fr", 0.5),
+            ("app:any_arguments", "en", 0.5),
+            ("app:Holder.app", "held", 0.5),
+            ("", "en", 0.5),
+        ],
+    )
+    def test_should_name_an_app_or_call_a_factory(
+        self, stack: str, wsgi_app: str, language: str, threshold: float
+    ) -> None:
+        env = {"WSGI_APP": wsgi_app, "PREDICT_PATH": "/analyze"}
+        with running(start_container(stack, LIVE_APPS / "factory", **env)) as process:
+            assert process.post("/init", {"value": {}}).json == {"ok": True}
+            body = base64.b64encode(b'{"text": "x"}').decode()
+            result = process.run(web(method="post", body=body, content_type="application/json"))
+            expected = {"text": "x", "language": language, "threshold": threshold}
+            assert json.loads(text_of(result)) == expected
+
+    def test_should_take_a_builtin_at_its_word(self) -> None:
+        assert callable(openwhisk.app_of("builtins:dict.fromkeys"))
+
+    def test_should_refuse_an_asgi_app_and_name_forward(self) -> None:
+        container = start_container(sys.executable, LIVE_APPS / "fastapi_app", WSGI_APP="main:app")
+        with running(container) as process:
+            error = process.post("/init", {"value": {}}).json["error"]
+            assert "need forward.py" in error
+
+
+HTTPBIN: dict[str, dict[str, Any]] = {
+    "/status/418": {},
+    "/redirect-to?url=/get&status_code=307": {"method": "POST"},
+    "/relative-redirect/2": {},
+    "/basic-auth/u/p": {"headers": {"Authorization": "Basic dTpw"}},
+    "/bearer": {},
+    "/cookies/set?a=1&b=2": {},
+    "/image/svg": {},
+    "/image/webp": {},
+    "/deny": {},
+    "/encoding/utf8": {},
+    "/xml": {},
+    "/etag/a": {"headers": {"If-None-Match": "a"}},
+    "/range/50": {"headers": {"Range": "bytes=3-9"}},
+    "/stream-bytes/100?seed=1": {},
+    "/base64/aGVsbG8%3D": {},
+    "/response-headers?X-One=1&X-One=2": {},
+    "/forms/post": {},
+    "/links/3/1": {},
+    "/cache/60": {},
+}
+
+
+@pytest.mark.only_on("3.13", "httpbin, which is on the stack 3.13")
+def test_httpbin_answers_as_behind_its_own_server(stack: str) -> None:
+    """Unchanged from PyPI."""
+    port = free_port()
+    serve = "import httpbin; httpbin.app.run('127.0.0.1', int(__import__('sys').argv[1]))"
+    command = [stack, "-c", serve, str(port)]
+    container = start_container(stack, LIVE_APPS, WSGI_APP="httpbin:app")
+    with (
+        running(Process(*command, cwd=LIVE_APPS, port=port)) as own,
+        running(container),
+        web_action(container.port) as action_port,
+    ):
+        own.wait_ready()
+        action = WebAction(f"http://127.0.0.1:{action_port}{BASE}")
+        for path, details in HTTPBIN.items():
+            compare(path, details, port, action, at_root=True)

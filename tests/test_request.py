@@ -404,3 +404,189 @@ class TestMessage:
             answer = b"".join(iter(lambda: client.recv(65536), b""))
         assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
         assert answer.lower().count(b"connection: close") == 1
+
+
+def environ(process: Process, value: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """What the recorder is given."""
+    seen: dict[str, Any] = json.loads(text_of(process.run(value, **fields)))
+    return seen
+
+
+class TestBasePath:
+    """Where the caller sees the model: SCRIPT_NAME."""
+
+    @pytest.mark.parametrize(
+        ("prefix", "base"),
+        [
+            ("/", ""),
+            ("", ""),
+            ("/ocr", "/ocr"),
+            ("/ocr/", "/ocr"),
+            ("/a/b.c/~d;e", "/a/b.c/~d;e"),
+            ("/outer, /inner", "/inner"),
+            ("/caf%C3%A9/%20".replace("%20", "x"), "/caf\xc3\xa9/x"),
+        ],
+    )
+    def test_should_be_that_of_the_proxy_in_front(
+        self, recorder: Process, prefix: str, base: str
+    ) -> None:
+        seen = environ(recorder, web("/x", x_forwarded_prefix=prefix))
+        assert (seen["SCRIPT_NAME"], seen["PATH_INFO"]) == (base, "/x")
+
+    @pytest.mark.parametrize(
+        "prefix",
+        [
+            "//evil.example",
+            "/%2Fevil.example",
+            "/\\evil.example",
+            "http://evil.example/",
+            "evil",
+            "/a/../b",
+            "/a/%2e%2e/b",
+            "/.",
+            "/a b",
+            "/a//b",
+            "/a?b",
+            "/a#b",
+            "/a%0d%0ab",
+            "/a\x00",
+        ],
+    )
+    def test_should_not_be_what_no_proxy_would_say(self, recorder: Process, prefix: str) -> None:
+        seen = environ(recorder, web("/x", x_forwarded_prefix=prefix))
+        assert seen["SCRIPT_NAME"] == "/api/v1/web/guest/default/rec"
+        assert "is ignored" in recorder.until("is ignored", recorder.err)
+
+    def test_should_be_bound_or_in_the_environment(self, stack: str) -> None:
+        env = {"WSGI_APP": "app:app", "BASE_PATH": "/of/the/image"}
+        with running(start_container(stack, LIVE_APPS / "recorder", **env)) as process:
+            assert environ(process, web("/x"))["SCRIPT_NAME"] == "/of/the/image"
+            bound = {**web("/x"), "BASE_PATH": "/of/the/action"}
+            assert environ(process, bound)["SCRIPT_NAME"] == "/of/the/action"
+            assert environ(process, {**bound, "BASE_PATH": ""})["SCRIPT_NAME"] == ""
+            bound["__ow_headers"] = {"x-forwarded-prefix": "/of/the/proxy"}
+            assert environ(process, bound)["SCRIPT_NAME"] == "/of/the/proxy"
+            bound["__ow_headers"] = {"x-forwarded-prefix": "//evil"}
+            assert environ(process, bound)["SCRIPT_NAME"] == "/of/the/action"
+
+    @pytest.mark.parametrize(
+        ("text", "base"), [("", ""), ("//evil", "/api/v1/web/guest/default/rec")]
+    )
+    def test_should_be_the_root_if_it_is_empty(self, stack: str, text: str, base: str) -> None:
+        env = {"WSGI_APP": "app:app", "BASE_PATH": text}
+        with running(start_container(stack, LIVE_APPS / "recorder", **env)) as process:
+            assert environ(process, web("/x"))["SCRIPT_NAME"] == base
+
+    def test_should_be_what_links_begin_with(self, max_app: Process) -> None:
+        for base in ("/ocr", "", "/api/v1/web/guest/default/rec", "/ocr"):
+            headers = {"x_forwarded_prefix": base or "/", "accept": "text/html"}
+            swagger = json.loads(text_of(max_app.run(web("/swagger.json", **headers))))
+            assert swagger["basePath"] == (base or "/")
+            assert f'"{base}/swaggerui/' in text_of(max_app.run(web("/", **headers)))
+            assert max_app.run(web("/app", **headers))["headers"]["Location"].endswith(
+                base + "/app/"
+            )
+
+    def test_should_not_send_a_browser_at_the_root_in_circles(self, max_app: Process) -> None:
+        result = max_app.run(web(x_forwarded_prefix="/", accept="text/html"))
+        assert result["statusCode"] == 200
+        assert "swagger-ui" in text_of(result)
+
+    def test_should_stand_in_the_request_uri(self, recorder: Process) -> None:
+        seen = environ(recorder, web("/a%2Fb", query="c=%20", x_forwarded_prefix="/caf%C3%A9"))
+        assert seen["REQUEST_URI"] == "/caf%C3%A9/a%2Fb?c=%20"
+        assert environ(recorder, web())["REQUEST_URI"].endswith("/default/rec/model/predict")
+
+
+class TestBoundParameters:
+    """They stand in `value` in both modes (tests/recordings/README.md)."""
+
+    @pytest.mark.parametrize("query", [{"__ow_query": "a=1"}, {"a": "1"}])
+    def test_should_win_over_the_environment_and_not_reach_the_model(
+        self, recorder: Process, query: dict[str, str]
+    ) -> None:
+        value = {"__ow_method": "get", "__ow_path": "", "__ow_headers": {}, **query}
+        seen = environ(recorder, {**value, "PREDICT_PATH": "/analyze", "BASE_PATH": "/b"})
+        assert (seen["SCRIPT_NAME"], seen["PATH_INFO"]) == ("/b", "/analyze")
+        assert seen["QUERY_STRING"] == "a=1"
+
+    def test_should_not_reach_the_model_without_http_either(self, recorder: Process) -> None:
+        seen = recorder.run({"PREDICT_PATH": "/analyze", "text": "x"})
+        assert seen["PATH_INFO"] == "/analyze"
+        assert json.loads(base64.b64decode(seen["body"])) == {"text": "x"}
+
+    @pytest.mark.parametrize(
+        "bound", [{"PREDICT_PATH": "analyze"}, {"PREDICT_PATH": 1}, {"CORS": "x"}]
+    )
+    def test_should_be_refused_if_they_make_no_sense(
+        self, recorder: Process, bound: dict[str, Any]
+    ) -> None:
+        error = recorder.run({**web(), **bound})["error"]
+        assert error["statusCode"] == 400
+        assert f"{next(iter(bound))} must be " in error["body"]
+
+
+class TestCors:
+    """For an action with web-custom-options, to which the controller adds no CORS headers."""
+
+    ORIGIN = "https://shop.example"
+
+    def headers(self, process: Process, cors: str, value: dict[str, Any]) -> dict[str, Any]:
+        result = process.run({**value, "CORS": cors})
+        return {
+            name.lower(): text
+            for name, text in result.get("error", result)["headers"].items()
+            if name.lower().startswith("access-control") or name.lower() == "vary"
+        }
+
+    def test_should_be_the_apps_own_only_if_asked_for(self, recorder: Process) -> None:
+        own = [["Content-Type", "a/b"], ["Access-Control-Allow-Origin", "https://a.example"]]
+        asked = web(query="answer=" + json.dumps({"status": 200, "headers": own, "body": ""}))
+        assert self.headers(recorder, "", asked) == {}
+        expected = {"access-control-allow-origin": "https://a.example"}
+        assert self.headers(recorder, "app", asked) == expected
+        assert self.headers(recorder, "*", asked)["access-control-allow-origin"] == "*"
+
+    def test_should_be_made_for_the_origins_that_are_named(self, recorder: Process) -> None:
+        cors = "https://a.example " + self.ORIGIN
+        assert self.headers(recorder, cors, web("/", origin=self.ORIGIN)) == {
+            "access-control-allow-origin": self.ORIGIN,
+            "access-control-expose-headers": "*",
+            "vary": "Origin",
+        }
+        assert self.headers(recorder, cors, web("/", origin="https://b.example")) == {
+            "vary": "Origin"
+        }
+
+    def test_should_answer_the_preflight_itself(self, recorder: Process) -> None:
+        asked = {
+            "origin": self.ORIGIN,
+            "access_control_request_method": "POST",
+            "access_control_request_headers": "x-require-whisk-auth",
+        }
+        value = {**web("/", "options", **asked), "CORS": self.ORIGIN}
+        result = recorder.run(value)
+        assert (result["statusCode"], result["body"]) == (204, "")
+        headers = self.headers(recorder, self.ORIGIN, value)
+        assert headers["access-control-allow-origin"] == self.ORIGIN
+        assert headers["access-control-allow-headers"] == "x-require-whisk-auth"
+        assert "POST" in headers["access-control-allow-methods"]
+        assert recorder.run({**value, "CORS": "app"})["statusCode"] == 200
+
+    def test_should_be_on_errors_too(self, flask_app: Process) -> None:
+        for path in ("/raise", "/bytes/2000000"):
+            value = {**web(path, origin=self.ORIGIN), "CORS": "*"}
+            assert self.headers(flask_app, "*", value)["access-control-allow-origin"] == "*"
+
+    def test_should_keep_what_the_app_varies_by(self, recorder: Process) -> None:
+        vary = json.dumps(
+            {"status": 200, "headers": [["Content-Type", "a/b"], ["Vary", "Cookie"]], "body": ""}
+        )
+        result = recorder.run({**web(query="answer=" + vary), "CORS": self.ORIGIN})
+        headers = {"Content-Type": "a/b", "vary": "Cookie", "Vary": "Origin"}
+        assert result["headers"] == headers
+
+    def test_should_not_be_set_by_a_caller(self, recorder: Process) -> None:
+        """Under --web true a parameter may be one of the query."""
+        value = {"__ow_method": "get", "__ow_path": "/", "__ow_headers": {"origin": self.ORIGIN}}
+        assert recorder.run({**value, "CORS": "*"})["headers"].keys() == {"Content-Type"}

@@ -70,6 +70,8 @@ class TestResult:
         assert result["error"]["statusCode"] == 500
         error = json.loads(result["error"]["body"])["error"]
         assert "1048576" in error and "RESULT_LIMIT" in error and "--compressed" in error
+        error = flask_app.run(web("/bytes/800000", query="random=1"))["error"]["body"]
+        assert "ask for less of it, or raise" in error
         for limit, status in (("0", 200), ("2000000", 200), ("1000", 500)):
             with running(
                 start_container(stack, LIVE_APPS / "flask_app", RESULT_LIMIT=limit)

@@ -4,8 +4,10 @@ that the model forks."""
 from __future__ import annotations
 
 import concurrent.futures
+import re
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -62,6 +64,8 @@ class TestSettings:
             ("PREDICT_PATH", "model/predict"),
             ("WSGI_APP", "app.py"),
             ("WSGI_APP", "app:"),
+            ("WSGI_APP", "app:create_app("),
+            ("CORS", "https://a.example, https://b.example"),
             ("PORT", "²"),
         ],
     )
@@ -88,6 +92,20 @@ class TestSettings:
         )
         assert process.popen.wait(timeout=30) == 1
         assert str(flask_app.port) in process.rest(process.err)
+
+
+def test_the_version_is_that_of_the_changelog(stack: str) -> None:
+    told = subprocess.check_output([stack, "openwhisk.py", "--version"], cwd=ROOT, text=True)
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest and told.strip() == newest[1]
+
+
+def test_what_the_model_has_registered_at_exit_is_run(stack: str) -> None:
+    """For a while: not longer than the container has."""
+    with running(start_container(stack, LIVE_APPS / "started", HOW="simple")) as process:
+        process.post("/init", {"value": {}})
+        assert process.stop() == 0
+        assert "at exit" in process.rest(process.out)
 
 
 class TestOwnHttp:

@@ -1,6 +1,7 @@
 """A model that starts its app in the way that HOW says, and starts processes."""
 
 import asyncio
+import atexit
 import importlib
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from werkzeug.serving import run_simple
 
 os.chdir(os.path.dirname(os.path.abspath(__file__)))
 how = os.environ["HOW"]
+atexit.register(print, "at exit", flush=True)
 app = Flask(__name__)
 health = Flask("health")
 database = sqlite3.connect(":memory:")
