@@ -288,7 +288,6 @@ class TestWsgiApp:
 
 
 HTTPBIN: dict[str, dict[str, Any]] = {
-    "/status/418": {},
     "/redirect-to?url=/get&status_code=307": {"method": "POST"},
     "/relative-redirect/2": {},
     "/basic-auth/u/p": {"headers": {"Authorization": "Basic dTpw"}},
