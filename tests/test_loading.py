@@ -305,7 +305,6 @@ HTTPBIN: dict[str, dict[str, Any]] = {
     "/response-headers?X-One=1&X-One=2": {},
     "/forms/post": {},
     "/links/3/1": {},
-    "/cache/60": {},
 }
 
 
