@@ -28,6 +28,8 @@ from conftest import (
     web_action,
 )
 
+import devserver
+
 PRETTY = '{\n  "a": [1, {\n    "c": null\n  }],\n  "b": {\n\n  }\n}'
 
 
@@ -408,6 +410,111 @@ def test_an_activation_takes_no_longer_than_its_time_limit(container: int) -> No
         answer = request(port, "GET", BASE)
     assert answer.status == 400
     assert error_of(answer) == "There was an error processing your request."
+
+
+# ---- What a real one does only if asked to ------------------------------------------------------
+
+
+def test_bound_parameters_are_in_both_modes_and_nobody_overrides_them(container: int) -> None:
+    bound = {"PREDICT_PATH": "/analyze"}
+    with web_action(container, parameters=bound) as port:
+        request(port, "GET", BASE + "?PREDICT_PATH=/x")
+        value = Container.message["value"]
+        assert (value["PREDICT_PATH"], value["__ow_query"]) == ("/analyze", "PREDICT_PATH=/x")
+    with web_action(container, "true", parameters=bound) as port:
+        request(port, "GET", BASE + "?a=1")
+        assert Container.message["value"]["PREDICT_PATH"] == "/analyze"
+        answer = request(port, "GET", BASE + "?PREDICT_PATH=/x")
+        assert answer.status == 400
+        assert error_of(answer).startswith("Request defines parameters that are not allowed")
+
+
+def test_custom_options_are_the_actions(container: int) -> None:
+    with web_action(container, custom_options=True) as port:
+        answer = request(port, "OPTIONS", BASE)
+        assert Container.message["value"]["__ow_method"] == "options"
+        names = {name.lower() for name, _ in answer.headers}
+        assert not any(name.startswith("access-control") for name in names)
+
+
+def test_a_secret_is_asked_of_all_but_a_preflight(container: int) -> None:
+    with web_action(container, custom_options=True, secret="s3cret") as port:
+        answer = request(port, "GET", BASE)
+        assert answer.status == 401
+        assert error_of(answer).startswith("Authentication is possible but has failed")
+        assert request(port, "GET", BASE, None, {"X-Require-Whisk-Auth": "s3cret"}).status == 204
+        assert request(port, "OPTIONS", BASE).status == 204
+
+
+class TestActivations:
+    """The API that keeps them: tests/recordings/activations.json."""
+
+    AUTHORIZATION = {"Authorization": "Basic " + base64.b64encode(devserver.KEY.encode()).decode()}
+    RECORDED = {
+        recorded["name"]: recorded
+        for recorded in json.loads((ROOT / "tests/recordings/activations.json").read_text())
+    }
+
+    def record(self, port: int, activation_id: str | None, part: str = "") -> Answer:
+        path = f"/api/v1/namespaces/_/activations/{activation_id}{part}"
+        return request(port, "GET", path, None, self.AUTHORIZATION)
+
+    def test_should_be_as_recorded(self, recorder: Process) -> None:
+        with web_action(recorder.port) as port:
+            answer = request(port, "GET", BASE + "/x")
+            activation_id = answer.header("x-openwhisk-activation-id")
+            record = self.record(port, activation_id).json
+            recorded = self.RECORDED["JSON"]["body"]
+            assert record.keys() == recorded.keys()
+            assert {**record["response"], "result": 0, "size": 0} == {
+                **recorded["response"],
+                "result": 0,
+                "size": 0,
+            }
+            assert json.loads(record["response"]["result"]["body"]) == answer.json
+            assert {"key": "path", "value": "guest/rec"} in record["annotations"]
+            part = self.record(port, activation_id, "/result")
+            assert part.json == record["response"]
+            assert self.record(port, activation_id, "/logs").json == {"logs": []}
+            assert self.record(port, activation_id, "/other").status == 404
+
+    def test_should_have_no_record_while_they_run(self, container: int) -> None:
+        with web_action(container, wait=0.1) as port:
+            Container.released.clear()
+            activation_id = request(port, "GET", BASE).header("x-openwhisk-activation-id")
+            running = self.record(port, activation_id)
+            assert running.status == self.RECORDED["still running"]["status"] == 404
+            assert error_of(running) == self.RECORDED["still running"]["body"]["error"]
+            Container.released.set()
+            wait_until(lambda: self.record(port, activation_id).status == 200)
+
+    def test_should_tell_of_failures(self, container: int) -> None:
+        with web_action(container, timeout=0.2) as port:
+            Container.released.clear()
+            activation_id = request(port, "GET", BASE).header("x-openwhisk-activation-id")
+            response = self.record(port, activation_id, "/result").json
+            assert response["success"] is False
+            assert "did not produce a valid response" in response["result"]["error"]
+
+    @pytest.mark.parametrize(
+        "name", ["unknown id", "malformed id", "id with a slash", "wrong key", "no key"]
+    )
+    def test_should_be_refused_as_recorded(self, action: int, name: str) -> None:
+        recorded = self.RECORDED[name]
+        headers = self.AUTHORIZATION if "key" not in name else {}
+        if name == "wrong key":
+            headers = {"Authorization": "Basic eDp5"}
+        answer = request(action, "GET", recorded["path"], None, headers)
+        assert answer.status == recorded["status"]
+        assert error_of(answer) == recorded["body"]["error"]
+
+    def test_should_be_the_last_ones(self, action: int) -> None:
+        first = request(action, "GET", BASE).header("x-openwhisk-activation-id")
+        assert self.record(action, first).status == 200
+        for _ in range(devserver.KEPT):
+            last = request(action, "GET", BASE).header("x-openwhisk-activation-id")
+        assert self.record(action, last).status == 200
+        assert self.record(action, first).status == 404
 
 
 class TestCommandLine:

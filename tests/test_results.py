@@ -1,0 +1,257 @@
+"""results.py: a caller who was told to wait gets the model's own answer, of that model only."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import (
+    BASE,
+    FLASK,
+    LIVE_APPS,
+    ROOT,
+    Answer,
+    Process,
+    WebAction,
+    free_port,
+    request,
+    running,
+    start_container,
+    web_action,
+)
+from test_fidelity import CASES, RAW_CASES, compare
+
+import devserver
+import results
+
+ONE_STACK = True  # what answers belongs to no stack
+RECORDED = {
+    recorded["name"]: recorded
+    for recorded in json.loads((ROOT / "tests/recordings/activations.json").read_text())
+}
+ID = "a56ba8571c974c74aba8571c970c746a"
+NEVER = "0123456789abcdef0123456789abcdef"
+KEY = devserver.KEY
+
+
+class Api(BaseHTTPRequestHandler):
+    """OpenWhisk's, which answers as recorded, or as a test wants it."""
+
+    reply: tuple[int, bytes] = (404, b"")
+    asked: str = ""
+
+    def do_GET(self) -> None:
+        Api.asked = f"{self.path} {self.headers['Authorization']}"
+        status, body = Api.reply
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
+    threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+    monkeypatch.setenv("__OW_API_HOST", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("__OW_API_KEY", "user:key")
+    monkeypatch.setenv("__OW_ACTION_NAME", "/guest/sink-results")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def replies(status: int, body: Any) -> None:
+    Api.reply = status, body if isinstance(body, bytes) else json.dumps(body).encode()
+
+
+def result(path: str = "/" + ID, model: str = "sink", **args: Any) -> dict[str, Any]:
+    return results.main({"__ow_method": "get", "__ow_path": path, "MODEL": model, **args})
+
+
+def error_of(answer: dict[str, Any]) -> str:
+    text: str = json.loads(answer["body"])["error"]
+    return text
+
+
+@pytest.mark.parametrize("name", ["JSON", "binary body", "404", "model refuses, 400"])
+def test_it_is_the_models_own_answer(api: ThreadingHTTPServer, name: str) -> None:
+    recorded = RECORDED[name]
+    replies(recorded["status"], recorded["body"])
+    assert result() == recorded["body"]["response"]["result"]
+    assert Api.asked == f"/api/v1/namespaces/_/activations/{ID} Basic dXNlcjprZXk="
+
+
+def test_it_is_an_answer_with_an_error_status_too(api: ThreadingHTTPServer) -> None:
+    body = RECORDED["model fails, 500"]["body"]
+    replies(200, body)
+    assert result() == body["response"]["result"]["error"]
+
+
+def test_it_is_what_openwhisk_says_where_the_model_has_no_answer(api: ThreadingHTTPServer) -> None:
+    body = RECORDED["load failure"]["body"]
+    replies(200, body)
+    answer = result(model="noimport")
+    assert answer["statusCode"] == 502
+    assert error_of(answer) == body["response"]["result"]["error"]
+    replies(200, {**body, "response": {"status": "whisk internal error"}})
+    assert error_of(result(model="noimport")) == "The activation ended without an answer."
+
+
+def test_it_is_of_an_action_in_the_same_package(
+    api: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replies(200, RECORDED["in a package"]["body"])
+    assert result()["statusCode"] == 202
+    monkeypatch.setenv("__OW_ACTION_NAME", "/guest/models/sink-results")
+    assert result()["statusCode"] == 200
+
+
+def test_an_id_of_another_action_is_like_one_that_never_was(api: ThreadingHTTPServer) -> None:
+    replies(404, RECORDED["unknown id"]["body"])
+    unknown = result()
+    assert (unknown["statusCode"], unknown["headers"]["Retry-After"]) == (202, "2")
+    assert "there never was such" in error_of(unknown)
+    replies(200, RECORDED["JSON"]["body"])
+    assert result(model="another") == unknown
+    replies(200, {**RECORDED["JSON"]["body"], "annotations": []})
+    assert result() == unknown
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/", "/xyz", "/" + ID.upper(), "/" + ID + "\n", f"/{ID}/logs", "/..%2F" + ID[5:]]
+)
+def test_an_id_that_is_none_is_refused(api: ThreadingHTTPServer, path: str) -> None:
+    answer = result(path)
+    assert answer["statusCode"] == 400
+    assert "sink-results/ID" in error_of(answer)
+
+
+def test_only_reading_is_allowed(api: ThreadingHTTPServer) -> None:
+    answer = result(__ow_method="post")
+    assert (answer["statusCode"], answer["headers"]["Allow"]) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (401, RECORDED["wrong key"]["body"], "status 401"),
+        (429, {"error": "Too many requests"}, "status 429"),
+        (500, b"<html>", "status 500"),
+        (200, b"<html>", "can't be asked"),
+        (200, [1], "something else than a record"),
+        (200, {"response": 1}, "something else than a record"),
+    ],
+)
+def test_an_api_that_does_not_tell_is_a_502(
+    api: ThreadingHTTPServer, status: int, body: Any, words: str
+) -> None:
+    replies(status, body)
+    answer = result()
+    assert answer["statusCode"] == 502
+    assert words in error_of(answer)
+    assert "key" not in json.dumps(answer)
+
+
+def test_an_api_that_is_down_or_slow_is_a_502(
+    api: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("__OW_API_HOST", f"127.0.0.1:{free_port()}")  # https, where no scheme stands
+    assert "can't be asked" in error_of(result())
+    monkeypatch.setattr(results, "API_SECONDS", 0.1)
+    monkeypatch.setattr(Api, "do_GET", lambda handler: threading.Event().wait(1))
+    monkeypatch.setenv("__OW_API_HOST", f"http://127.0.0.1:{api.server_port}")
+    assert "can't be asked" in error_of(result())
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused_unless_allowed(
+    api: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    subject = ["-subj", "/CN=localhost", "-days", "1", "-nodes", "-newkey", "rsa:2048"]
+    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "certificate")]
+    subprocess.run(["openssl", "req", "-x509", *subject, *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
+    api.socket = context.wrap_socket(api.socket, server_side=True)
+    monkeypatch.setenv("__OW_API_HOST", f"https://127.0.0.1:{api.server_port}")
+    replies(200, RECORDED["JSON"]["body"])
+    assert result()["statusCode"] == 502
+    assert result(INSECURE="1")["statusCode"] == 200
+
+
+def test_it_runs_on_old_pythons(stack: str) -> None:
+    code = "import results; print(results.main({'MODEL': 'm', '__ow_path': '/x'})['statusCode'])"
+    assert subprocess.check_output([stack, "-c", code], cwd=ROOT, text=True) == "400\n"
+
+
+# ---- The whole way -------------------------------------------------------------------------------
+
+
+class Patient(WebAction):
+    """A web action whose callers never get an answer in time, and ask for it until it is there."""
+
+    def request(self, method: str, path: str, *args: Any, **options: Any) -> Answer:
+        told = super().request(method, path, *args, **options)
+        assert told.status == 202, told.body
+        path = f"{self.base}-results/{told.header('x-openwhisk-activation-id')}"
+        while True:
+            answer = request(self.port, "GET", path)
+            if not answer.header("retry-after"):  # a model's own 202 has none
+                return answer
+
+
+@pytest.fixture(scope="module")
+def patient(max_app: Process) -> Iterator[Patient]:
+    with web_action(max_app.port, wait=0.0, keeps_results=True) as port:
+        yield Patient(f"http://127.0.0.1:{port}{BASE}")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        name
+        for name, (_, details) in {**CASES, **RAW_CASES}.items()
+        if details.get("method") != "HEAD"  # whose result has a body of blanks
+    ],
+)
+def test_the_answer_is_that_of_the_models_own_server(case: str, own: int, patient: Patient) -> None:
+    compare(*{**CASES, **RAW_CASES}[case], own, patient, at_root=True)
+
+
+def test_a_model_that_takes_longer_than_callers_may_wait(stack: str) -> None:
+    port = free_port()
+    container = start_container(stack, LIVE_APPS / "flask_app", **FLASK)
+    command = [sys.executable, "devserver.py", f"http://127.0.0.1:{container.port}"]
+    options = ["--port", str(port), "--action", "rec", "--wait", "1", "--results"]
+    secret = {"X-Require-Whisk-Auth": "s3cret"}
+    with (
+        running(container),
+        running(Process(*command, *options, "--secret", "s3cret", cwd=ROOT, port=port)) as server,
+    ):
+        server.wait_ready()
+        url = BASE + "/sleep/3.0"
+        told = request(port, "GET", url, None, secret)
+        assert (told.status, told.json["error"]) == (202, "Response not yet ready.")
+        path = f"{BASE}-results/{told.header('x-openwhisk-activation-id')}"
+        assert request(port, "GET", path).status == 401
+        asked: list[Answer] = []
+        while not asked or asked[-1].status == 202:
+            asked.append(request(port, "GET", path, None, secret))
+        assert len(asked) > 1
+        assert (asked[-1].status, asked[-1].body) == (200, b"awake")
+        head = request(port, "HEAD", path, None, secret)
+        assert (head.status, head.header("content-length"), head.body) == (200, "5", b"")
+        assert request(port, "OPTIONS", path).header("access-control-allow-origin") == "*"
+        assert request(port, "GET", f"{BASE}-results/{NEVER}", None, secret).status == 202
+        assert request(port, "GET", f"{BASE}-results/xyz", None, secret).status == 400
+        assert request(port, "GET", f"{BASE}-result/{NEVER}", None, secret).status == 404
