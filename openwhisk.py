@@ -1106,7 +1106,7 @@ def stop_on_signals(server: serving.BaseWSGIServer, logs: List[Log]) -> Callable
         at_exit = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # of the model
         at_exit.start()
         at_exit.join(max(1.5, last - time.time()))
-        os._exit(0)
+        os._exit(0)  # pragma: no cover, as coverage has ended
 
     for number in STOPS:
         signal.signal(number, stop)

@@ -124,8 +124,11 @@ def test_an_id_of_another_action_is_like_one_that_never_was(api: ThreadingHTTPSe
     assert "there never was such" in error_of(unknown)
     replies(200, RECORDED["JSON"]["body"])
     assert result(model="another") == unknown
-    replies(200, {**RECORDED["JSON"]["body"], "annotations": []})
+    body = RECORDED["JSON"]["body"]
+    replies(200, {**body, "annotations": []})
     assert result() == unknown
+    replies(200, {**body, "annotations": body["annotations"][::-1]})
+    assert result()["statusCode"] == 200
 
 
 @pytest.mark.parametrize(
