@@ -14,14 +14,51 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Process, documented, free_port, needs, run, running
+import yaml
+from conftest import (
+    BASE,
+    LIVE_APPS,
+    ROOT,
+    Process,
+    WebAction,
+    documented,
+    free_port,
+    needs,
+    request,
+    run,
+    running,
+    web_action,
+)
 
+JSON = {"Content-Type": "application/json"}
 Done = subprocess.CompletedProcess[str]
 MODEL = """
 FROM base:test
 RUN ln -s python3 /usr/bin/python && useradd --create-home max
 ENV PYTHONPATH=/opt/site
 COPY site /opt/site
+"""
+# As many images are: python3 without python, a user, a command of the shell, and no Werkzeug, which
+# pip finds in /wheels.
+LANGUAGE = """
+FROM base:test
+ENV PYTHONPATH=/opt/fast PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels
+COPY wheels /wheels
+COPY fast /opt/fast
+RUN useradd --create-home me
+USER me
+WORKDIR /srv
+COPY language .
+EXPOSE 8000
+CMD python3 -m uvicorn main:app --host 0.0.0.0 --port 8000
+"""
+FACTORY = """
+FROM base:test
+ENV PYTHONPATH=/opt/site
+COPY site /opt/site
+WORKDIR /srv
+COPY factory .
+CMD ["gunicorn", "--bind", "0.0.0.0:3000", "app:create_app()"]
 """
 HOMES = {
     "max-ocr": "WORKDIR /workspace\n",
@@ -94,16 +131,11 @@ def models(engine: str, registry: str, tmp_path_factory: pytest.TempPathFactory)
         "import sys; print('%d.%d' % sys.version_info[:2])",
     ).strip()
     wheels = ["--only-binary=:all:", "--python-version", version, "--target", str(folder / "site")]
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        *wheels,
-        "-r",
-        str(ROOT / "examples/ocr/requirements.txt"),
-    )
+    pip = [sys.executable, "-m", "pip"]
+    run(*pip, "install", "-q", *wheels, "-r", str(ROOT / "examples/ocr/requirements.txt"))
+    wheels[-1] = str(folder / "fast")
+    run(*pip, "install", "-q", *wheels, "-r", str(ROOT / "examples/language/requirements.txt"))
+    run(*pip, "download", "-q", *wheels[:3], "-d", str(folder / "wheels"), "werkzeug")
     shutil.copytree(
         ROOT / "examples/ocr", folder / "ocr", ignore=shutil.ignore_patterns("__pycache__")
     )
@@ -115,6 +147,15 @@ def models(engine: str, registry: str, tmp_path_factory: pytest.TempPathFactory)
         run("docker", "build", "-q", "-t", f"{registry}/codait/{name}", str(folder))
         run("docker", "push", "-q", f"{registry}/codait/{name}")
         run("docker", "rmi", f"{registry}/codait/{name}")
+    shutil.copytree(ROOT / "examples/language", folder / "language")
+    (folder / "Dockerfile").write_text(LANGUAGE)
+    run("docker", "build", "-q", "-t", "others/language", str(folder))
+    shutil.copytree(LIVE_APPS / "factory", folder / "factory")
+    (folder / "Dockerfile").write_text(FACTORY)
+    run("docker", "build", "-q", "-t", "others/factory", str(folder))
+    shutil.copytree(LIVE_APPS / "flask_app", folder / "flask_app")
+    (folder / "Dockerfile").write_text(FACTORY.replace("factory", "flask_app"))
+    run("docker", "build", "-q", "-t", "others/flask-app", str(folder))
     return f"{registry}/codait"
 
 
@@ -153,7 +194,7 @@ def test_every_model_gets_its_turn_and_its_row(built: Done, models: str, registr
 
 
 def test_the_readme_shows_what_is_printed(built: Done, models: str, registry: str) -> None:
-    printed = built.stdout.replace(models, "docker.io/codait").replace(f"{registry}/me", "me")
+    printed = built.stdout.replace(models, "quay.io/codait").replace(f"{registry}/me", "me")
     lines = [line for line in printed.splitlines(keepends=True) if "max-ocr-home" not in line]
     shown = documented('MODELS="max-ocr max-nowhere" USERNAME=me ./build.sh').splitlines(
         keepends=True
@@ -264,10 +305,68 @@ class TestBuild:
         assert done.returncode == 1
         assert "FAILED: the registry refused it (try 'docker login')" in done.stdout
 
+    def test_should_tag_a_version_too(self, models: str, registry: str) -> None:
+        done = self.build("-v", "1.2.0", "-u", f"{registry}/me", "-r", models, "max-ocr")
+        assert done.returncode == 0, done
+        tags = json.loads(run("curl", "-sS", f"http://{registry}/v2/me/max-ocr/tags/list"))["tags"]
+        assert sorted(tags) == ["1.2.0", "latest"]
+        label = '{{index .Config.Labels "org.opencontainers.image.version"}}'
+        tagged = run("docker", "inspect", "--format", label, f"{registry}/me/max-ocr:1.2.0")
+        assert tagged == "1.2.0\n"
+
+    def test_should_call_a_factory_and_check_what_it_is_told(
+        self, models: str, registry: str
+    ) -> None:
+        env = {"WSGI_APP": "app:create_app('de')", "CHECK": "/health", "PREDICT_PATH": "/analyze"}
+        options = ["-u", f"{registry}/me", "-r", "others", "factory"]
+        done = self.build(*options, **env)
+        assert done.returncode == 0, done
+        container, port = start(f"{registry}/me/factory")
+        with web_action(port) as web_port:
+            answer = request(web_port, "POST", BASE, b'{"text": "x"}', JSON)
+        assert answer.json == {"text": "x", "language": "de", "threshold": 0.5}
+        run("docker", "rm", "-f", container)
+        done = self.build(*options, **{**env, "CHECK": "/healthy"})
+        assert done.returncode == 1
+        assert "GET /healthy is answered with" in done.stderr
+        assert '"statusCode": 404' in done.stderr
+        assert self.build(*options, "--no-push", **{**env, "CHECK": ""}).returncode == 0
+
+    def test_should_add_forward_to_an_image_with_its_own_server(
+        self, models: str, registry: str
+    ) -> None:
+        env = {"CHECK": "/health", "PREDICT_PATH": "/predict"}
+        options = ["--forward", "-u", f"{registry}/me", "-r", "others", "language"]
+        done = self.build(*options, **env)
+        assert done.returncode == 0, done
+        config = json.loads(run("docker", "inspect", f"{registry}/me/language"))[0]["Config"]
+        assert config["User"] == "me"
+        assert config["Cmd"][:2] == ["python3", "openwhisk.py"]
+        container, port = start(f"{registry}/me/language")
+        with web_action(port) as web_port:
+            answer = request(web_port, "POST", BASE, '{"text": "Guten Morgen, wie geht es Ihnen?"}'.encode(), JSON)
+        assert answer.json["language"] == "de"
+        run("docker", "stop", container)
+        assert run("docker", "inspect", "--format", "{{.State.ExitCode}}", container) == "0\n"
+        run("docker", "rm", container)
+
+    def test_should_say_what_an_image_lacks(self, models: str, tmp_path: Path) -> None:
+        (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+        run("docker", "build", "-q", "-t", "others/empty", str(tmp_path))
+        done = self.build("--no-push", "-u", "me", "-r", "others", "empty")
+        assert "FAILED: others/empty:latest has no Python, which openwhisk.py needs" in done.stdout
+        done = self.build("--no-push", "-f", "-u", "me", "-r", "others", "factory")
+        assert "exposes no port: name its server's, UPSTREAM_PORT=8000" in done.stdout
+        run("docker", "tag", "base:test", "others/base")
+        done = self.build("--no-push", "-f", "-u", "me", "-r", "others", "base")
+        assert "FAILED: others/base:latest has neither CMD nor ENTRYPOINT" in done.stdout
+
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
             ((), "which models?"),
+            (("-u", "me", "-v", "a b", "max-ocr"), "VERSION 'a b' is not valid"),
+            (("-u", "me", "-c", "health", "max-ocr"), "CHECK 'health' is not valid"),
             (("max-ocr",), "USERNAME is missing"),
             (("-u", "me", "max ocr"), "the model 'max ocr' is not valid"),
             (("-u", "me", "$(touch evil)"), "the model '$(touch evil)' is not valid"),
@@ -299,10 +398,11 @@ class TestBuild:
     def test_should_explain_itself(self) -> None:
         assert "MODELS=" in self.build("--help").stdout
 
-    def build(self, *arguments: str) -> Done:
+    def build(self, *arguments: str, **settings: str) -> Done:
         env = {
             name: text for name, text in os.environ.items() if name not in ("MODELS", "USERNAME")
         }
+        env.update(settings)
         return subprocess.run(
             ["./build.sh", *arguments], cwd=ROOT, env=env, capture_output=True, text=True
         )
@@ -346,6 +446,8 @@ class TestDeploy:
             "--memory": "512",
             "--timeout": "300000",
             "--web-secure": "s3cret",
+            "params": {"CORS": ""},
+            "annotations": {"web-custom-options": "false"},
         }
         curl = f"curl -H 'X-Require-Whisk-Auth: s3cret' -F image=@FILE {known['url']}"
         assert f"models/max-ocr: {known['url']}\n    {curl}\n" in done.stdout
@@ -363,10 +465,77 @@ class TestDeploy:
         printed = re.sub("http://127.0.0.1:[0-9]+/", "https://openwhisk.example.com/", done.stdout)
         assert printed == documented('MODELS="max-ocr" USERNAME=me ./deploy.sh')
 
+    FLASK_APP = {"MODELS": "flask-app", "CHECK": "", "TIMEOUT": "5000"}
+
+    @pytest.fixture
+    def flask_app(self, models: str, registry: str) -> str:
+        command = ["./build.sh", "-u", f"{registry}/me", "-r", "others", "-v", "2.0", "flask-app"]
+        run("env", "CHECK=", *command)
+        return f"{registry}/me"
+
+    def test_should_bind_settings_and_keep_results(self, flask_app: str, state: Path) -> None:
+        settings = {"VERSION": "2.0", "PREDICT_PATH": "/environment", "CORS": "https://a.example"}
+        settings |= {"BASE_PATH": "/", "RESULTS": "1", "SECRET": "s3cret"}
+        done = self.deploy(state, USERNAME=flask_app, **self.FLASK_APP, **settings)
+        assert done.returncode == 0, done
+        known = json.loads((state / "flask-app").read_text())
+        assert known["options"]["--docker"] == f"{flask_app}/flask-app:2.0"
+        bound = {name: settings[name] for name in ("PREDICT_PATH", "CORS", "BASE_PATH")}
+        assert known["options"]["params"] == bound
+        action, headers = WebAction(known["url"]), {"X-Require-Whisk-Auth": "s3cret"}
+        answer = action.request("GET", "", None, {**headers, "Origin": "https://a.example"})
+        assert "__OW_NAMESPACE" in answer.json
+        assert answer.header("access-control-allow-origin") == "https://a.example"
+        told = re.search(r"curl -H (X-Require\S+\s\S+) (http\S+)-results/ID", done.stdout)
+        assert told and told[1].replace("\\", "") == "X-Require-Whisk-Auth: s3cret"
+        path = "-results/" + (answer.header("x-openwhisk-activation-id") or "")
+        assert action.request("GET", path, None, headers).body == answer.body
+        deleted = self.deploy(state, "--delete", "flask-app")
+        assert (deleted.returncode, list(state.iterdir())) == (0, [])
+
+    def test_should_say_why_an_action_does_not_answer(self, flask_app: str, state: Path) -> None:
+        done = self.deploy(state, USERNAME=flask_app, **{**self.FLASK_APP, "CHECK": "/os-exit"})
+        assert done.returncode == 1
+        assert "/os-exit: 400 " in done.stderr
+        assert "The action did not produce a valid response and exited" in done.stderr
+
+    def test_should_print_no_page_of_an_app_without_swagger(
+        self, flask_app: str, state: Path
+    ) -> None:
+        done = self.deploy(state, USERNAME=flask_app, **self.FLASK_APP)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "html" not in done.stdout
+
+    def test_should_print_a_manifest(self, state: Path) -> None:
+        settings = {"SECRET": 'a"b', "CORS": "*", "RESULTS": "1", "VERSION": "1.0", "PACKAGE": "p"}
+        done = self.deploy(state, "--manifest", MODELS="max-ocr b", USERNAME="me", **settings)
+        package = yaml.safe_load(done.stdout)["packages"]["p"]["actions"]
+        assert package["max-ocr"] == {
+            "docker": "me/max-ocr:1.0",
+            "web": "raw",
+            "limits": {"memorySize": 512, "timeout": 300000},
+            "annotations": {"require-whisk-auth": 'a"b', "web-custom-options": True},
+            "inputs": {"CORS": "*"},
+        }
+        assert package["b-results"] == {
+            "function": "results.py",
+            "runtime": "python:default",
+            "web": True,
+            "annotations": {"require-whisk-auth": 'a"b', "provide-api-key": True},
+            "inputs": {"MODEL": "b"},
+        }
+        done = self.deploy(state, "--manifest", MODELS="max-ocr", USERNAME="me")
+        assert list(yaml.safe_load(done.stdout)["packages"]) == ["default"]
+
     @pytest.mark.parametrize(
         ("env", "words"),
         [
             ({}, "which models?"),
+            (
+                {"MODELS": "a", "USERNAME": "me", "CORS": "a.example"},
+                "CORS 'a.example' is not valid",
+            ),
+            ({"MODELS": "a", "USERNAME": "me", "BASE_PATH": "ocr"}, "BASE_PATH 'ocr' is not valid"),
             ({"MODELS": "max-ocr", "USERNAME": ""}, "USERNAME is missing"),
             ({"MODELS": "a;b", "USERNAME": "me"}, "the model 'a;b' is not valid"),
             ({"MODELS": "a", "USERNAME": "me", "MEMORY": "512m"}, "MEMORY '512m' is not valid"),

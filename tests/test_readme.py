@@ -23,7 +23,7 @@ def help_of(*command: str) -> str:
 def variables_of(script: str) -> dict[str, str]:
     """The environment variables that the script reads, and their defaults; TMPDIR is the
     system's."""
-    return dict(re.findall(r"\$\{(?!TMPDIR)([A-Z]+):-([^}]*)\}", (ROOT / script).read_text()))
+    return dict(re.findall(r"\$\{(?!TMPDIR)([A-Z_]+):?-([^}]*)\}", (ROOT / script).read_text()))
 
 
 def test_the_table_lists_every_environment_variable() -> None:
@@ -34,7 +34,7 @@ def test_the_table_lists_every_environment_variable() -> None:
 @pytest.mark.parametrize("script", ["build.sh", "deploy.sh"])
 def test_the_help_lists_every_variable_of_a_script(script: str) -> None:
     text, variables = help_of(f"./{script}"), variables_of(script)
-    listed = set(re.findall(r"^ +(?:-.*  )?([A-Z]{3,})(?:=|  )", text, re.MULTILINE))
+    listed = set(re.findall(r"^ +(?:-.*  )?([A-Z_]{3,})(?:=|  )", text, re.MULTILINE))
     assert listed | {"MODELS"} == set(variables)
     for name, default in variables.items():
         shown = re.search(rf"^ .*\b{name}\b.*\(default: ([^;)]*)", text, re.MULTILINE)
