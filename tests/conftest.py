@@ -13,6 +13,7 @@ import json
 import os
 import queue
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -615,3 +616,27 @@ def own(stack: str, openwhisk: OpenWhisk | None) -> Iterator[int]:
     command = (stack, "app.py", "--port", str(port))
     with running(Process(*command, cwd=LIVE_APPS / "max_app", port=port)) as process:
         yield process.wait_ready().port
+
+
+# ---- Browsers ------------------------------------------------------------------------------------
+
+CHROMIUM = [
+    "--no-sandbox",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """A real one, headless."""
+    needs("chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=CHROMIUM
+        )
+        yield chromium.new_context(viewport={"width": 1100, "height": 1000})
+        chromium.close()

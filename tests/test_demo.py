@@ -18,22 +18,15 @@ from conftest import (
     Process,
     documented,
     free_port,
-    needs,
     request,
     running,
     start_container,
     web_action,
 )
-from playwright.sync_api import BrowserContext, sync_playwright
+from playwright.sync_api import BrowserContext
 
 ONE_STACK = True  # what this asks for has nothing to do with the others
 CURL = "curl -F image=@assets/receipt.png http://127.0.0.1:3233/api/v1/web/guest/default/max-ocr"
-CHROMIUM = [
-    "--no-sandbox",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +44,6 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     return folder
-
-
-@pytest.fixture
-def browser() -> Iterator[BrowserContext]:
-    """A real one, headless."""
-    needs("chromium")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=CHROMIUM
-        )
-        yield chromium.new_context(viewport={"width": 1100, "height": 1000})
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

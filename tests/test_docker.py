@@ -344,7 +344,9 @@ class TestBuild:
         assert config["Cmd"][:2] == ["python3", "openwhisk.py"]
         container, port = start(f"{registry}/me/language")
         with web_action(port) as web_port:
-            answer = request(web_port, "POST", BASE, '{"text": "Guten Morgen, wie geht es Ihnen?"}'.encode(), JSON)
+            answer = request(
+                web_port, "POST", BASE, b'{"text": "Guten Morgen, wie geht es Ihnen?"}', JSON
+            )
         assert answer.json["language"] == "de"
         run("docker", "stop", container)
         assert run("docker", "inspect", "--format", "{{.State.ExitCode}}", container) == "0\n"
