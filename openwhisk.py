@@ -757,6 +757,7 @@ class Handler(serving.WSGIRequestHandler):
 
 
 SWAGGER_BASE = re.compile(rb'"basePath": ?"(/[^"]*)"')
+MOST_BASES = 100  # as a caller can make up any number
 NOT_LOADED = "The model is not loaded; the log says more."
 MALFORMED = "OpenWhisk sends no such message: %s: %s."
 # A message is read up to so many times RESULT_LIMIT, as its JSON may take a hundred times its size.
@@ -769,7 +770,7 @@ class Proxy:
     def __init__(self, model: "Model", settings: Dict[str, str], logs: List[Log]) -> None:
         self.model, self.settings, self.logs = model, settings, logs
         self.limit = int(settings["RESULT_LIMIT"])
-        self.first_base: Any = None
+        self.bases = {""}  # that callers have seen
 
     def __call__(self, environ: Record, start_response: Callable[..., Any]) -> Iterable[bytes]:
         endpoint = environ["PATH_INFO"] if environ["REQUEST_METHOD"] == "POST" else ""
@@ -850,9 +851,12 @@ class Proxy:
 
     def web_result(self, value: Record, environ: Record, cors: str) -> Record:
         coding = value.get("__ow_headers", {}).get("accept-encoding", "")
+        base = quoted(environ["SCRIPT_NAME"])
+        if len(self.bases) < MOST_BASES:
+            self.bases.add(base)
         status, headers, body = self.call(environ)
         if environ["PATH_INFO"] == "/swagger.json":
-            body = self.with_base(body, quoted(environ["SCRIPT_NAME"]))
+            body = self.with_base(body, base)
         if environ["REQUEST_METHOD"] == "HEAD":
             # The controller's Content-Length is that of the body, which it leaves out then.
             length = int(Headers(headers).get("Content-Length", 0))
@@ -866,19 +870,17 @@ class Proxy:
         if is_bare and is_browser and status[:3] in ("404", "405"):  # then to Swagger UI
             if not environ["SCRIPT_NAME"]:  # whose URL is the bare one, then
                 return result_of(self.call(dict(environ, PATH_INFO="/")), coding, cors)
-            location = quoted(environ["SCRIPT_NAME"]) + "/"
-            return result_of(("302 Found", [("Location", location)], b""))
+            return result_of(("302 Found", [("Location", base + "/")], b""))
         return result_of((status, headers, body), coding, cors)
 
     def with_base(self, swagger: bytes, base: str) -> bytes:
         """With this caller's basePath: flask-restx keeps that of its first request."""
-        if self.first_base is None:
-            self.first_base = base
         found = SWAGGER_BASE.search(swagger)
-        path = found.group(1).decode() if found else ""
-        if not found or not path.startswith(self.first_base) or (base and path.startswith(base)):
+        if not found:
             return swagger
-        own = base + path[len(self.first_base) :].rstrip("/") or "/"
+        path = found.group(1).decode()
+        first = max((one for one in self.bases if path.startswith(one)), key=len)
+        own = base + path[len(first) :].rstrip("/") or "/"
         return swagger[: found.start(1)] + own.encode() + swagger[found.end(1) :]
 
 
