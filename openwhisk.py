@@ -160,7 +160,12 @@ def is_text(kind: str, charset: str) -> bool:
 
 # ---- The message's ids go into the environment --------------------------------------------------
 
-IDS = "action_name action_version activation_id api_key deadline namespace transaction_id".split()
+IDS = {  # of a message: in the environ
+    name: "openwhisk." + name
+    for name in (
+        "action_name action_version activation_id api_key deadline namespace transaction_id"
+    ).split()
+}
 OW_NAME = re.compile(r"__OW_[A-Z_]{1,40}\Z")
 # Longer texts would leave no room in the environment of the model's child processes.
 OW_TEXT = re.compile(r"[ -~]{0,1000}\Z")
@@ -330,6 +335,7 @@ def base_path(message: Record, settings: Dict[str, str]) -> str:
     return action_path(name)
 
 
+@functools.lru_cache()
 def quoted(path: str) -> str:
     """As it stands in URLs; the path is bytes in the shape of latin-1."""
     return quote(path, "/!$&'()*+,;=:@~", "latin-1")
@@ -348,6 +354,7 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     value = message["value"]
     headers, method = value.get("__ow_headers", {}), value["__ow_method"].upper()
     query, body = query_and_body(value)
+    query = wsgi_text(query)
     stream: Any = io.BytesIO(body) if isinstance(body, bytes) else io.BufferedReader(body, 65536)
     path = value.get("__ow_path") or settings["PREDICT_PATH"]
     base = wsgi_text(base_path(message, settings))
@@ -360,8 +367,8 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
         "REQUEST_METHOD": wsgi_text(method),
         "SCRIPT_NAME": base,
         "PATH_INFO": "/" * (path[0] != "/") + unquote_to_bytes(path).decode("latin-1"),
-        "QUERY_STRING": wsgi_text(query),
-        "REQUEST_URI": quoted(base) + wsgi_text(path) + "?" * bool(query) + wsgi_text(query),
+        "QUERY_STRING": query,
+        "REQUEST_URI": quoted(base) + wsgi_text(path) + ("?" + query if query else ""),
         "SERVER_NAME": wsgi_text(name),
         "SERVER_PORT": port,
         "SERVER_PROTOCOL": "HTTP/1.1",
@@ -391,9 +398,9 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
         environ["REMOTE_USER"] = wsgi_text(value["__ow_user"])
     if headers.get("x-forwarded-for"):  # the last is of the platform's proxy, the others hearsay
         environ["REMOTE_ADDR"] = wsgi_text(headers["x-forwarded-for"].rpartition(",")[2].strip())
-    for name in IDS:
+    for name, key in IDS.items():
         if name in message:
-            environ["openwhisk." + name] = message[name]
+            environ[key] = message[name]
     return environ
 
 

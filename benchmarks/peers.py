@@ -63,7 +63,9 @@ def activation(body: bytes) -> bytes:
     """POST /run's, with all the ids that OpenWhisk sends along."""
     made = json.loads(message("POST", PATH, body, KIND))
     made["value"]["__ow_headers"] = HEADERS
-    made.update(dict.fromkeys(openwhisk.IDS[1:], "0123456789abcdef"), deadline="1788000000000")
+    made.update(
+        dict.fromkeys(list(openwhisk.IDS)[1:], "0123456789abcdef"), deadline="1788000000000"
+    )
     return json.dumps(made).encode()
 
 
