@@ -228,12 +228,14 @@ class Connections:
     """To the server, each for one request at a time, and used again while the server keeps it."""
 
     def __init__(self, port: int, timeout: int) -> None:
-        self.port, self.timeout = port, timeout
+        self.host, self.port, self.timeout = "localhost", port, timeout
         self.idle: Any = queue.LifoQueue()  # with the time since which they are
 
     def is_listening(self) -> bool:
+        """Finds out, too, which address of localhost it is."""
         try:
-            socket.create_connection(("localhost", self.port), self.timeout).close()
+            with socket.create_connection(("localhost", self.port), self.timeout) as connection:
+                self.host = connection.getpeername()[0]
         except OSError:
             return False
         return True
@@ -243,7 +245,7 @@ class Connections:
             try:
                 since, connection = self.idle.get_nowait()
             except queue.Empty:
-                return http.client.HTTPConnection("localhost", self.port, timeout=self.timeout)
+                return http.client.HTTPConnection(self.host, self.port, timeout=self.timeout)
             if time.monotonic() - since < IDLE_SECONDS and is_open(connection.sock):
                 return connection  # type: ignore[no-any-return]
             connection.close()

@@ -1,8 +1,9 @@
 """The proxy's share of a request: a model behind its own server and behind openwhisk.py, in turn.
 
-    python benchmarks/latency.py [--python PYTHON …] [--requests N] [--plot assets/latency.svg]
+    python benchmarks/latency.py [--python PYTHON …] [--requests N] [--forward] [--plot assets/latency.svg]
 
-PYTHON is the model's, with maxfw (default: this one); --plot needs matplotlib. The model is
+PYTHON is the model's, with maxfw (default: this one); --plot needs matplotlib. With --forward, the
+model's own server stands behind forward.py. The model is
 tests/live_apps/max_app; OpenWhisk makes the message on another machine, so it is made beforehand
 here. Prints two tables: latency, and the steps of one activation.
 """
@@ -78,8 +79,8 @@ def sender(port: int, method: str, path: str, body: bytes, content_type: str) ->
 
 
 @contextlib.contextmanager
-def server(python: str, *command: str, port: int) -> Iterator[int]:
-    env = {**os.environ, "PORT": str(port), "RESULT_LIMIT": "0"}
+def server(python: str, *command: str, port: int, **settings: str) -> Iterator[int]:
+    env = {**os.environ, "PORT": str(port), "RESULT_LIMIT": "0", **settings}
     process = subprocess.Popen(
         [python, *command], cwd=APP, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -133,13 +134,17 @@ def throughput(send: Send, clients: int, count: int) -> float:
     return count // clients * clients / (time.perf_counter() - started)
 
 
-def measure(python: str, count: int) -> list[list[str]]:
+def measure(python: str, count: int, forward: bool) -> list[list[str]]:
     rows = []
-    own_port, run_port = free_port(), free_port()
+    own_port, run_port, upstream_port = free_port(), free_port(), free_port()
+    command, settings = [str(ROOT / "openwhisk.py")], {}
+    if forward:
+        command += [python, "app.py", "--port", str(upstream_port)]
+        settings = {"WSGI_APP": "forward:app", "UPSTREAM_PORT": str(upstream_port)}
     kind = "multipart/form-data; boundary=B0UND"
     with (
         server(python, "app.py", "--port", str(own_port), port=own_port),
-        server(python, str(ROOT / "openwhisk.py"), port=run_port),
+        server(python, *command, port=run_port, **settings),
     ):
         cases = [
             (f"{name} in", "POST", "/model/predict", multipart(size), kind)
@@ -178,7 +183,7 @@ import openwhisk
 data = sys.stdin.buffer.read()
 logs = [openwhisk.Log(2), openwhisk.Log(2)]
 model = openwhisk.Model(0, logs)
-proxy = openwhisk.Proxy(model, {**openwhisk.read_settings(), "RESULT_LIMIT": "0"}, logs)
+proxy = openwhisk.Proxy(model, dict(openwhisk.read_settings(), RESULT_LIMIT="0"), logs)
 def run():
     environ = dict(REQUEST_METHOD="POST", PATH_INFO="/run", CONTENT_LENGTH=str(len(data)))
     environ["wsgi.input"] = io.BytesIO(data)
@@ -254,6 +259,7 @@ def main() -> None:
     parser.add_argument(
         "--requests", type=int, default=200, help="of each size (default: %(default)s)"
     )
+    parser.add_argument("--forward", action="store_true", help="behind forward.py")
     parser.add_argument("--plot", help="an SVG file to write")
     arguments = parser.parse_args()
     if arguments.plot:
@@ -266,8 +272,10 @@ def main() -> None:
         title = subprocess.run(
             [python, "-V"], check=True, capture_output=True, text=True
         ).stdout.strip()
-        measured[title] = measure(python, arguments.requests)
+        measured[title] = measure(python, arguments.requests, arguments.forward)
         print(f"{title}\n\n{table(heads, measured[title])}\n")
+        if arguments.forward:
+            continue
         spent = {name: steps(python, size, 20) for name, size in SIZES.items()}
         rows = [[name, *(f"{spent[name][step]:.2f}" for step in names)] for name in SIZES]
         print(table(["body, ms of each step", *names], rows) + "\n", flush=True)
