@@ -83,7 +83,7 @@ WRONG_KEY = "The supplied authentication is invalid"
 UNAUTHORIZED = "Authentication is possible but has failed or not yet been provided."
 EXITED = "The action did not produce a valid response and exited unexpectedly."
 AUTH_HEADER = "x-require-whisk-auth"
-API = "/api/v1/namespaces/_/activations/"
+API = "/api/v1/namespaces/_/"
 ENVIRONMENT = threading.Lock()  # of results.py, which is this process's
 
 Headers = list[tuple[str, str]]
@@ -193,6 +193,7 @@ class WebAction:
         self.container, self.raw, self.timeout = container, raw, timeout
         self.path = f"/api/v1/web/{namespace}/{package}/{action}"
         self.name = "/".join(["", namespace, *([] if package == "default" else [package]), action])
+        self.own_name = self.name[len(namespace) + 2 :]
         self.namespace = namespace
         self.wait, self.custom_options, self.secret = wait, custom_options, secret
         self.parameters, self.keeps_results = parameters or {}, keeps_results
@@ -304,7 +305,7 @@ class WebAction:
             )
         path, _, query = environ["devserver.target"].partition("?")
         if path.startswith(API):
-            return self.api(path[len(API) :], environ.get("HTTP_AUTHORIZATION", ""))
+            return self.api(path[len(API) :], environ)
         action, extension, rest = self.match(collapse_dots(path))
         body = body_of(environ)
         if len(body) > LIMIT:
@@ -397,6 +398,12 @@ class WebAction:
     def invoke(self, message: dict[str, Any]) -> Any:
         """The result of an activation; raises RefusedError for one that fails, or that takes longer
         than a client may wait."""
+        try:
+            return self.start(message).result(self.wait)
+        except FutureTimeoutError:
+            raise RefusedError(202, "Response not yet ready.") from None
+
+    def start(self, message: dict[str, Any]) -> Future[Any]:
         future: Future[Any] = Future()
 
         def activate() -> None:
@@ -406,10 +413,7 @@ class WebAction:
                 future.set_exception(error)
 
         threading.Thread(target=activate, daemon=True).start()
-        try:
-            return future.result(self.wait)
-        except FutureTimeoutError:
-            raise RefusedError(202, "Response not yet ready.") from None
+        return future
 
     def activate(self, message: dict[str, Any]) -> Any:
         """What the invoker does, and what is kept of it."""
@@ -485,13 +489,24 @@ class WebAction:
         while len(self.records) > KEPT:
             self.records.popitem(last=False)
 
-    def api(self, path: str, authorization: str) -> Reply:
-        """The API that keeps activations; raises RefusedError."""
+    def api(self, path: str, environ: dict[str, Any]) -> Reply:
+        """The parts of OpenWhisk's that results.py asks: activations, and the action's invocation
+        without waiting; raises RefusedError."""
+        authorization = environ.get("HTTP_AUTHORIZATION")
         if not authorization:
             raise RefusedError(401, NO_KEY)
         if authorization != "Basic " + base64.b64encode(KEY.encode()).decode():
             raise RefusedError(401, WRONG_KEY)
-        activation_id, _, part = path.partition("/")
+        kind, _, name = path.partition("/")
+        if environ["REQUEST_METHOD"] == "POST" and [kind, name] == ["actions", self.own_name]:
+            activation = self.activation()
+            value = {**json.loads(body_of(environ)), **self.parameters}
+            self.start({**activation, "value": value})
+            told = {"activationId": activation["activation_id"]}
+            return 202, [("Content-Type", "application/json")], json.dumps(told).encode()
+        if kind != "activations":
+            raise RefusedError(404, NOT_FOUND)
+        activation_id, _, part = name.partition("/")
         length = len(unquote(activation_id))
         if length != 32:
             raise RefusedError(400, f"Activation id length is {length} but must be 32.")

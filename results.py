@@ -2,8 +2,9 @@
 
 OpenWhisk lets a caller wait for a minute, then says 202 and keeps the answer, for the owner of the
 action. This web action reads it for the callers of one model's action, whose name is bound to it:
-GET …/max-ocr-results/<activation id>. `RESULTS=1 ./deploy.sh` makes it. Runs on Python 3.6 and
-newer, with the standard library.
+GET …/max-ocr-results/<activation id>. A POST to it calls the model without waiting at all, and says
+under which id the answer will be. `RESULTS=1 ./deploy.sh` makes it. Runs on Python 3.6 and newer,
+with the standard library.
 """
 
 import base64
@@ -19,6 +20,7 @@ Record = Dict[str, Any]
 
 API_SECONDS = 20  # for which the API may be silent
 RETRY_SECONDS = 2  # after which a caller is to ask again
+BOUND = ("MODEL", "INSECURE")
 MALFORMED = (
     "Which activation? GET …/%s-results/ID, with the ID that the header X-OpenWhisk-Activation-Id "
     "of the model's answer had: 32 hexadecimal digits."
@@ -41,12 +43,14 @@ def main(args: Record) -> Record:
     tests/recordings/activations.json.
     """
     method, path = args.get("__ow_method", "get"), args.get("__ow_path", "")
-    if method not in ("get", "head"):
-        return sentence(405, "Only GET and HEAD are allowed.", Allow="GET, HEAD")
-    if not re.match(r"/[0-9a-f]{32}\Z", path):
-        return sentence(400, MALFORMED % args["MODEL"])
+    insecure = bool(args.get("INSECURE"))
+    is_id = re.match(r"/[0-9a-f]{32}\Z", path)
     try:
-        record = activation(path[1:], bool(args.get("INSECURE")))
+        if method not in ("get", "head"):
+            return accepted(invoke(args, insecure))
+        if not is_id:
+            return sentence(400, MALFORMED % args["MODEL"])
+        record = ask("activations/" + path[1:], insecure)
     except ApiError as error:
         return sentence(502, str(error))
     if not record or action_of(record) != model_action(args["MODEL"]):
@@ -66,34 +70,49 @@ def action_of(record: Record) -> str:
     return ""
 
 
-def activation(activation_id: str, insecure: bool) -> Record:
-    """The activation's record, empty where there is none by now; raises ApiError."""
+def invoke(args: Record, insecure: bool) -> Record:
+    """Calls the model with this request, and does not wait; raises ApiError."""
+    package = os.environ["__OW_ACTION_NAME"].strip("/").split("/")[1:-1]
+    path = "/".join(["actions", *package, args["MODEL"]]) + "?blocking=false"
+    return ask(path, insecure, {name: args[name] for name in args if name not in BOUND})
+
+
+def ask(path: str, insecure: bool, parameters: Any = None) -> Record:
+    """What OpenWhisk's API answers, empty for what it has not got; raises ApiError."""
     host = os.environ.get("__OW_API_HOST", "")
-    url = "%s/api/v1/namespaces/_/activations/%s" % (host, activation_id)
+    url = (host if "://" in host else "https://" + host) + "/api/v1/namespaces/_/" + path
     key = base64.b64encode(os.environ.get("__OW_API_KEY", "").encode()).decode()
+    headers = {"Authorization": "Basic " + key, "Content-Type": "application/json"}
+    data = None if parameters is None else json.dumps(parameters).encode()
     context = ssl.create_default_context()
     if insecure:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        request = urllib.request.Request(
-            url if "://" in url else "https://" + url, headers={"Authorization": "Basic " + key}
-        )
+        request = urllib.request.Request(url, data, headers)
         with urllib.request.urlopen(request, timeout=API_SECONDS, context=context) as response:
-            record = json.loads(response.read().decode())
+            answer = json.loads(response.read().decode())
     except urllib.error.HTTPError as error:
-        if error.code == 404:
+        if error.code == 404 and data is None:
             return {}
         raise ApiError("OpenWhisk's API answered with status %d." % error.code) from None
     except Exception:
         raise ApiError("OpenWhisk's API can't be asked at the moment.") from None
-    if not isinstance(record, dict) or not isinstance(record.get("response"), dict):
+    if not isinstance(answer, dict) or "activationId" not in answer:
         raise ApiError("OpenWhisk's API answered with something else than a record.")
-    return record
+    return answer
+
+
+def accepted(answer: Record) -> Record:
+    """The id under which the answer of a call will be."""
+    headers = {"Content-Type": "application/json", "Retry-After": str(RETRY_SECONDS)}
+    body = json.dumps({"activationId": answer["activationId"]})
+    return {"statusCode": 202, "headers": headers, "body": body}
 
 
 def answer_of(record: Record) -> Record:
     """The model's own answer, or what OpenWhisk says of an activation that has none."""
-    result = record["response"].get("result")
+    response = record.get("response")
+    result = response.get("result") if isinstance(response, dict) else None
     if isinstance(result, dict) and isinstance(result.get("error"), dict):
         result = result["error"]  # of an answer with a status from 500 on
     if isinstance(result, dict) and "statusCode" in result:

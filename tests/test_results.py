@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import ssl
 import subprocess
@@ -40,13 +41,18 @@ RECORDED = {
 ID = "a56ba8571c974c74aba8571c970c746a"
 NEVER = "0123456789abcdef0123456789abcdef"
 KEY = devserver.KEY
+JSON = {"Content-Type": "application/json"}
 
 
 class Api(BaseHTTPRequestHandler):
     """OpenWhisk's, which answers as recorded, or as a test wants it."""
 
     reply: tuple[int, bytes] = (404, b"")
-    asked: str = ""
+    asked, body = "", b""
+
+    def do_POST(self) -> None:
+        Api.body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
 
     def do_GET(self) -> None:
         Api.asked = f"{self.path} {self.headers['Authorization']}"
@@ -140,9 +146,19 @@ def test_an_id_that_is_none_is_refused(api: ThreadingHTTPServer, path: str) -> N
     assert "sink-results/ID" in error_of(answer)
 
 
-def test_only_reading_is_allowed(api: ThreadingHTTPServer) -> None:
-    answer = result(__ow_method="post")
-    assert (answer["statusCode"], answer["headers"]["Allow"]) == (405, "GET, HEAD")
+def test_a_post_calls_the_model_without_waiting(api: ThreadingHTTPServer) -> None:
+    replies(202, {"activationId": ID})
+    answer = result("/model/predict", __ow_method="post", __ow_body="eA==", INSECURE="1")
+    assert (answer["statusCode"], answer["headers"]["Retry-After"]) == (202, "2")
+    assert json.loads(answer["body"]) == {"activationId": ID}
+    assert Api.asked == "/api/v1/namespaces/_/actions/sink?blocking=false Basic dXNlcjprZXk="
+    assert json.loads(Api.body) == {
+        "__ow_method": "post",
+        "__ow_path": "/model/predict",
+        "__ow_body": "eA==",
+    }
+    replies(404, RECORDED["unknown id"]["body"])
+    assert error_of(result(__ow_method="post")) == "OpenWhisk's API answered with status 404."
 
 
 @pytest.mark.parametrize(
@@ -257,3 +273,14 @@ def test_a_model_that_takes_longer_than_callers_may_wait(stack: str) -> None:
         assert request(port, "GET", f"{BASE}-results/{NEVER}", None, secret).status == 202
         assert request(port, "GET", f"{BASE}-results/xyz", None, secret).status == 400
         assert request(port, "GET", f"{BASE}-result/{NEVER}", None, secret).status == 404
+        called = request(
+            port, "POST", f"{BASE}-results/model/predict", b'{"a": 1}', {**secret, **JSON}
+        )
+        assert (called.status, called.header("retry-after")) == (202, "2")
+        path = f"{BASE}-results/{called.json['activationId']}"
+        while (answer := request(port, "GET", path, None, secret)).status == 202:
+            pass
+        assert (answer.status, answer.json) == (200, {"seen": {"a": 1}})
+        key = {"Authorization": "Basic " + base64.b64encode(KEY.encode()).decode()}
+        for other in ("actions/other", "triggers/x", "actions"):
+            assert request(port, "POST", devserver.API + other, b"{}", key).status == 404
