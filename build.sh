@@ -186,8 +186,9 @@ forward_to() { # image, python -> the rest of a Dockerfile, in which forward.py 
     local command port user
     config() { docker image inspect --format "$1" "$base"; }
     command=$(config '{{range .Config.Entrypoint}}, {{json .}}{{end}}{{range .Config.Cmd}}, {{json .}}{{end}}')
+    port=$UPSTREAM_PORT
     # shellcheck disable=SC2016  # they are the template's
-    port=${UPSTREAM_PORT:-$(config '{{range $port, $_ := .Config.ExposedPorts}}{{$port}} {{end}}')}
+    [ -n "$port" ] || port=$(config '{{range $port, $_ := .Config.ExposedPorts}}{{$port}} {{end}}')
     port=${port%/tcp } user=$(config '{{.Config.User}}')
     error="$base has neither CMD nor ENTRYPOINT"
     [ -n "$command" ] || return

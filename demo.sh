@@ -33,7 +33,7 @@ container=$("$python" -c 'import socket; listener = socket.socket(); listener.bi
 model=$!
 mkfifo "$temporary/url"
 exec 3<>"$temporary/url"
-"$python" devserver.py "http://127.0.0.1:$container" --port "$PORT" >&3 &
+"$python" devserver.py "http://127.0.0.1:$container" --port "$PORT" --results >&3 &
 server=$!
 until read -r -t 1 url <&3; do alive; done
 cat <<END

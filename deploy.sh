@@ -177,7 +177,9 @@ deploy() { # model, action, image
 manifest() { # -> YAML, in which each value is JSON
     local model
     quote() { python3 -c 'import json, sys; print(json.dumps(sys.argv[1]))' "$1"; }
-    printf 'packages:\n  %s:\n    actions:\n' "${PACKAGE:-default}"
+    local package=default
+    [ -z "$PACKAGE" ] || package=$PACKAGE
+    printf 'packages:\n  %s:\n    actions:\n' "$package"
     for model in "${models[@]}"; do
         printf '      %s:\n        docker: %s\n        web: raw\n' "$model" "$(quote "$USERNAME/$model${VERSION:+:$VERSION}")"
         printf '        limits: {memorySize: %s, timeout: %s%s}\n' "$MEMORY" "$TIMEOUT" "${CONCURRENCY:+, concurrency: $CONCURRENCY}"

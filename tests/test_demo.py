@@ -73,6 +73,25 @@ def test_the_demo_reads_the_text_in_a_picture(clone: Path, port: int, said: str)
     assert answer == documented(CURL)
 
 
+LATER = """\
+$ url=http://127.0.0.1:3233/api/v1/web/guest/default/max-ocr
+$ id=$(curl -sS -o answer -w '%header{x-openwhisk-activation-id}' -F image=@assets/receipt.png $url)
+$ while [ "$(curl -sS -o answer -w '%{http_code}' $url-results/$id)" = 202 ]; do sleep 1; done
+$ cat answer
+"""
+
+
+def test_the_demo_keeps_answers_for_later(clone: Path, port: int, said: str) -> None:
+    assert LATER in (ROOT / "README.md").read_text()
+    script = LATER.replace("$ ", "").replace("3233", str(port))
+    answer = subprocess.check_output(["bash", "-ec", script], cwd=clone, text=True)
+    assert answer.strip() == documented("cat answer").strip()
+    called = script.replace("-o answer -w '%header{x-openwhisk-activation-id}'", "")
+    called = called.replace(".png $url)", ".png $url-results)").replace("$id)", "${id:18:32})")
+    answer = subprocess.check_output(["bash", "-ec", called], cwd=clone, text=True)
+    assert answer.strip() == documented("cat answer").strip()
+
+
 def test_the_demo_reads_the_text_in_a_browser(
     clone: Path, port: int, said: str, browser: BrowserContext, pytestconfig: pytest.Config
 ) -> None:

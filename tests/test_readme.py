@@ -12,6 +12,7 @@ from conftest import ROOT, Process, documented, free_port, running
 import openwhisk
 
 README = (ROOT / "README.md").read_text()
+FORWARD = (ROOT / "forward.py").read_text()
 
 
 def help_of(*command: str) -> str:
@@ -28,7 +29,10 @@ def variables_of(script: str) -> dict[str, str]:
 
 def test_the_table_lists_every_environment_variable() -> None:
     rows = re.findall(r"^\| `([A-Z_]+)` \| (?:`(.*?)`|.*?) \|", README, re.MULTILINE)
-    assert dict(rows) == {name: default for name, (default, _, _) in openwhisk.SETTINGS.items()}
+    settings = {name: default for name, (default, _, _) in openwhisk.SETTINGS.items()}
+    forward = re.findall(r'number\("(UPSTREAM_[A-Z]+)", "([0-9]*)"', FORWARD)
+    assert dict(rows) == {**settings, **dict(forward)}
+    assert len(forward) == 2
 
 
 @pytest.mark.parametrize("script", ["build.sh", "deploy.sh"])
@@ -38,14 +42,13 @@ def test_the_help_lists_every_variable_of_a_script(script: str) -> None:
     assert listed | {"MODELS"} == set(variables)
     for name, default in variables.items():
         shown = re.search(rf"^ .*\b{name}\b.*\(default: ([^;)]*)", text, re.MULTILINE)
-        assert not default or name == "PUSH" or (shown and shown[1] == default), name
+        assert not default or name in ("FORWARD", "PUSH") or (shown and shown[1] == default), name
 
 
 def test_the_readme_names_no_other_variable() -> None:
     known = {*openwhisk.SETTINGS, *variables_of("build.sh"), *variables_of("deploy.sh")}
-    assert set(re.findall(r"\b([A-Z_]{3,})=", README)) <= known | {
-        "MODEL"
-    }  # the Dockerfile's build argument
+    known |= {"MODEL", *re.findall("UPSTREAM_[A-Z]+", FORWARD)}  # MODEL is a build argument
+    assert set(re.findall(r"\b([A-Z_]{3,})=", README)) <= known
     assert "ARG MODEL\n" in (ROOT / "Dockerfile").read_text()
 
 
@@ -70,15 +73,15 @@ def test_the_development_server_prints_the_url(recorder: Process) -> None:
 
 def test_the_table_lists_every_stack() -> None:
     table = README.partition("| Python |")[2].partition("\n\n")[0]
-    listed = {}
+    listed = []
     for row in table.splitlines()[2:]:
-        pythons, flask, werkzeug, rest, maxfw = (cell.strip() for cell in row.split("|")[1:6])
-        pins = f"flask=={flask} werkzeug=={werkzeug} {rest.replace(' ', '==')} maxfw=={maxfw}"
-        listed.update(dict.fromkeys(pythons.split(", "), set(pins.split())))
-    stacks = {
-        file.stem: set(file.read_text().split())
+        python, flask, werkzeug, rest, maxfw = (cell.strip() for cell in row.split("|")[1:6])
+        packages = f"flask=={flask} werkzeug=={werkzeug} {rest.replace(' ', '==')} maxfw=={maxfw}"
+        listed.append((python, set(packages.split())))
+    stacks = [
+        (file.stem.partition("-")[0], set(file.read_text().split()))
         for file in (ROOT / "requirements" / "stacks").glob("*.txt")
-    }
-    assert set(listed) == set(stacks)
-    for python, wanted in listed.items():
-        assert wanted <= stacks[python], python
+    ]
+    for python, pins in stacks:
+        assert [row for row in listed if row[0] == python and row[1] <= pins], (python, pins)
+    assert len(listed) == len(stacks)
