@@ -967,6 +967,7 @@ class Model:
             app = OneAtATime(app, self.limit)
             wait = app.serve_one
         if is_main:
+            self.arm_signals()  # before anybody knows that it is loaded
             self.use(app)
         else:
             self.waiting_apps.append((threading.current_thread(), app))

@@ -487,6 +487,14 @@ class TestBasePath:
                 base + "/app/"
             )
 
+    def test_should_be_of_any_number(self, stack: str) -> None:
+        env = {"WSGI_APP": "app:app"}
+        with running(start_container(stack, LIVE_APPS / "recorder", **env)) as process:
+            for number in range(openwhisk.MOST_BASES + 1):
+                base = f"/{number}"
+                seen = environ(process, web("/swagger.json", x_forwarded_prefix=base))
+                assert seen["SCRIPT_NAME"] == base
+
     def test_should_not_send_a_browser_at_the_root_in_circles(self, max_app: Process) -> None:
         result = max_app.run(web(x_forwarded_prefix="/", accept="text/html"))
         assert result["statusCode"] == 200
