@@ -70,6 +70,7 @@ word CHECK "$CHECK" '(/[!-~]*)?' /model/metadata
 word PREDICT_PATH "$PREDICT_PATH" '(/[!-~]*)?' /predict
 word BASE_PATH "${BASE_PATH:-}" '(/[!-~]*)?' /models/ocr
 word CORS "$CORS" '(app|[*]|https?://[^ ,/]+( https?://[^ ,/]+)*)?' https://www.example.com
+[[ ! $SECRET =~ ^([Tt][Rr][Uu][Ee]|[Ff][Aa][Ll][Ss][Ee])$ ]] || fail "SECRET '$SECRET' is not valid: wsk does not take that for a text."
 word RESULTS "$RESULTS" '[01]' "0 or 1"
 word RESULTS_INSECURE "$RESULTS_INSECURE" '[01]' "0 or 1"
 for command in "${WSK%% *}" curl python3; do
@@ -140,8 +141,7 @@ explain() { # path -> what was answered, and what the activation's record says
 }
 
 options() { # -> the words for wsk that an action and its results have in common
-    words=()
-    [ -z "$SECRET" ] || words+=(--web-secure "$SECRET")
+    words=(--web-secure "${SECRET:-false}") # false takes away the one that it had
 }
 
 deploy() { # model, action, image
@@ -175,18 +175,21 @@ deploy() { # model, action, image
 }
 
 manifest() { # -> YAML, in which each value is JSON
-    local model
+    local model secret=false
     quote() { python3 -c 'import json, sys; print(json.dumps(sys.argv[1]))' "$1"; }
+    [ -z "$SECRET" ] || secret=$(quote "$SECRET")
     printf 'packages:\n  %s:\n    actions:\n' "${PACKAGE:-default}"
     for model in "${models[@]}"; do
         printf '      %s:\n        docker: %s\n        web: raw\n' "$model" "$(quote "$USERNAME/$model${VERSION:+:$VERSION}")"
-        printf '        limits: {memorySize: %s, timeout: %s%s}\n' "$MEMORY" "$TIMEOUT" "${CONCURRENCY:+, concurrency: $CONCURRENCY}"
-        printf '        annotations: {%s%s}\n' "${SECRET:+require-whisk-auth: $(quote "$SECRET"), }" "${CORS:+web-custom-options: true}"
-        printf '        inputs: {%s%s%s}\n' "${PREDICT_PATH:+PREDICT_PATH: $(quote "$PREDICT_PATH"), }" \
-            "${BASE_PATH+BASE_PATH: $(quote "$BASE_PATH"), }" "${CORS:+CORS: $(quote "$CORS")}"
+        [ -z "$CONCURRENCY" ] || echo "        # wskdeploy has no word for it: wsk action update ${PACKAGE:+$PACKAGE/}$model --concurrency $CONCURRENCY"
+        printf '        limits: {memorySize: %s, timeout: %s}\n' "$MEMORY" "$TIMEOUT"
+        # All of them each time: wskdeploy keeps what an earlier manifest named and this one does not.
+        printf '        annotations: {require-whisk-auth: %s, web-custom-options: %s}\n' "$secret" "$([ -z "$CORS" ] && echo false || echo true)"
+        printf '        inputs: {%s%sCORS: %s}\n' "${PREDICT_PATH:+PREDICT_PATH: $(quote "$PREDICT_PATH"), }" \
+            "${BASE_PATH+BASE_PATH: $(quote "$BASE_PATH"), }" "$(quote "$CORS")"
         [ "$RESULTS" = 1 ] || continue
         printf '      %s-results:\n        function: results.py\n        runtime: python:default\n        web: true\n' "$model"
-        printf '        annotations: {%sprovide-api-key: true}\n' "${SECRET:+require-whisk-auth: $(quote "$SECRET"), }"
+        printf '        annotations: {require-whisk-auth: %s, provide-api-key: true}\n' "$secret"
         printf '        inputs: {MODEL: %s%s}\n' "$(quote "$model")" "$([ "$RESULTS_INSECURE" = 0 ] || echo ', INSECURE: "1"')"
     done
 }
