@@ -18,7 +18,7 @@ call it. With --delete, removes the actions. With --manifest, prints them as a m
   PACKAGE            of the actions (default: none)
   MEMORY             megabytes for each container (default: 512)
   TIMEOUT            time limit of an activation in milliseconds, the model's loading included (default: 300000)
-  CONCURRENCY        activations at once in a container (default: the platform's)
+  CONCURRENCY        activations at once in a container (default: as it was, at first the platform's)
   SECRET             callers must send it in the header X-Require-Whisk-Auth (default: anyone may call)
   PREDICT_PATH       what the bare URL stands for (default: the image's)
   BASE_PATH          the path at which callers see the model, if a proxy gives it an address of its own
@@ -134,8 +134,9 @@ explain() { # path -> what was answered, and what the activation's record says
     local id record
     echo "GET $url$1: $status $(head -c 300 "$answer")"
     id=$(tr -d '\r' <"$headers" | sed -n 's/^x-openwhisk-activation-id: *//Ip')
+    [ -n "$id" ] || return 0 # OpenWhisk's own answer
     for _ in 1 2 3 4 5; do # records come late
-        [ -n "$id" ] && record=$(wsk activation get "$id" 2>/dev/null) && python3 -c "$reason" <<<"$record" && break
+        record=$(wsk activation get "$id" 2>/dev/null) && python3 -c "$reason" <<<"$record" && break
         sleep 1
     done
 }
@@ -160,6 +161,7 @@ deploy() { # model, action, image
     error="its URL $url does not answer"
     if [ -n "$CHECK" ]; then
         get "$CHECK" || return
+        error="GET $url$CHECK is not answered with 200; another path: CHECK=/path"
         [ "$status" = 200 ] || { explain "$CHECK" >&2 && return 1; }
     fi
     get /swagger.json --compressed && [ "$status" = 200 ] || echo '{}' >"$answer"
