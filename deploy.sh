@@ -18,7 +18,7 @@ call it. With --delete, removes the actions. With --manifest, prints them as a m
   PACKAGE            of the actions (default: none)
   MEMORY             megabytes for each container (default: 512)
   TIMEOUT            time limit of an activation in milliseconds, the model's loading included (default: 300000)
-  CONCURRENCY        activations at once in a container (default: the platform's)
+  CONCURRENCY        activations at once in a container (default: as it was, at first the platform's)
   SECRET             callers must send it in the header X-Require-Whisk-Auth (default: anyone may call)
   PREDICT_PATH       what the bare URL stands for (default: the image's)
   BASE_PATH          the path at which callers see the model, if a proxy gives it an address of its own
@@ -70,6 +70,7 @@ word CHECK "$CHECK" '(/[!-~]*)?' /model/metadata
 word PREDICT_PATH "$PREDICT_PATH" '(/[!-~]*)?' /predict
 word BASE_PATH "${BASE_PATH:-}" '(/[!-~]*)?' /models/ocr
 word CORS "$CORS" '(app|[*]|https?://[^ ,/]+( https?://[^ ,/]+)*)?' https://www.example.com
+[[ ! $SECRET =~ ^([Tt][Rr][Uu][Ee]|[Ff][Aa][Ll][Ss][Ee])$ ]] || fail "SECRET '$SECRET' is not valid: wsk does not take that for a text."
 word RESULTS "$RESULTS" '[01]' "0 or 1"
 word RESULTS_INSECURE "$RESULTS_INSECURE" '[01]' "0 or 1"
 for command in "${WSK%% *}" curl python3; do
@@ -133,15 +134,15 @@ explain() { # path -> what was answered, and what the activation's record says
     local id record
     echo "GET $url$1: $status $(head -c 300 "$answer")"
     id=$(tr -d '\r' <"$headers" | sed -n 's/^x-openwhisk-activation-id: *//Ip')
+    [ -n "$id" ] || return 0 # OpenWhisk's own answer
     for _ in 1 2 3 4 5; do # records come late
-        [ -n "$id" ] && record=$(wsk activation get "$id" 2>/dev/null) && python3 -c "$reason" <<<"$record" && break
+        record=$(wsk activation get "$id" 2>/dev/null) && python3 -c "$reason" <<<"$record" && break
         sleep 1
     done
 }
 
 options() { # -> the words for wsk that an action and its results have in common
-    words=()
-    [ -z "$SECRET" ] || words+=(--web-secure "$SECRET")
+    words=(--web-secure "${SECRET:-false}") # false takes away the one that it had
 }
 
 deploy() { # model, action, image
@@ -160,6 +161,7 @@ deploy() { # model, action, image
     error="its URL $url does not answer"
     if [ -n "$CHECK" ]; then
         get "$CHECK" || return
+        error="GET $url$CHECK is not answered with 200; another path: CHECK=/path"
         [ "$status" = 200 ] || { explain "$CHECK" >&2 && return 1; }
     fi
     get /swagger.json --compressed && [ "$status" = 200 ] || echo '{}' >"$answer"
@@ -175,20 +177,23 @@ deploy() { # model, action, image
 }
 
 manifest() { # -> YAML, in which each value is JSON
-    local model
+    local model secret=false
     quote() { python3 -c 'import json, sys; print(json.dumps(sys.argv[1]))' "$1"; }
     local package=default
     [ -z "$PACKAGE" ] || package=$PACKAGE
+    [ -z "$SECRET" ] || secret=$(quote "$SECRET")
     printf 'packages:\n  %s:\n    actions:\n' "$package"
     for model in "${models[@]}"; do
         printf '      %s:\n        docker: %s\n        web: raw\n' "$model" "$(quote "$USERNAME/$model${VERSION:+:$VERSION}")"
-        printf '        limits: {memorySize: %s, timeout: %s%s}\n' "$MEMORY" "$TIMEOUT" "${CONCURRENCY:+, concurrency: $CONCURRENCY}"
-        printf '        annotations: {%s%s}\n' "${SECRET:+require-whisk-auth: $(quote "$SECRET"), }" "${CORS:+web-custom-options: true}"
-        printf '        inputs: {%s%s%s}\n' "${PREDICT_PATH:+PREDICT_PATH: $(quote "$PREDICT_PATH"), }" \
-            "${BASE_PATH+BASE_PATH: $(quote "$BASE_PATH"), }" "${CORS:+CORS: $(quote "$CORS")}"
+        [ -z "$CONCURRENCY" ] || echo "        # wskdeploy has no word for it: wsk action update ${PACKAGE:+$PACKAGE/}$model --concurrency $CONCURRENCY"
+        printf '        limits: {memorySize: %s, timeout: %s}\n' "$MEMORY" "$TIMEOUT"
+        # All of them each time: wskdeploy keeps what an earlier manifest named and this one does not.
+        printf '        annotations: {require-whisk-auth: %s, web-custom-options: %s}\n' "$secret" "$([ -z "$CORS" ] && echo false || echo true)"
+        printf '        inputs: {%s%sCORS: %s}\n' "${PREDICT_PATH:+PREDICT_PATH: $(quote "$PREDICT_PATH"), }" \
+            "${BASE_PATH+BASE_PATH: $(quote "$BASE_PATH"), }" "$(quote "$CORS")"
         [ "$RESULTS" = 1 ] || continue
         printf '      %s-results:\n        function: results.py\n        runtime: python:default\n        web: true\n' "$model"
-        printf '        annotations: {%sprovide-api-key: true}\n' "${SECRET:+require-whisk-auth: $(quote "$SECRET"), }"
+        printf '        annotations: {require-whisk-auth: %s, provide-api-key: true}\n' "$secret"
         printf '        inputs: {MODEL: %s%s}\n' "$(quote "$model")" "$([ "$RESULTS_INSECURE" = 0 ] || echo ', INSECURE: "1"')"
     done
 }

@@ -19,6 +19,7 @@ from typing import Any, Dict
 Record = Dict[str, Any]
 
 API_SECONDS = 20  # for which the API may be silent
+CORS = "access-control-"
 RETRY_SECONDS = 2  # after which a caller is to ask again
 BOUND = ("MODEL", "INSECURE")
 MALFORMED = (
@@ -116,9 +117,18 @@ def answer_of(record: Record) -> Record:
     if isinstance(result, dict) and isinstance(result.get("error"), dict):
         result = result["error"]  # of an answer with a status from 500 on
     if isinstance(result, dict) and "statusCode" in result:
-        return result
+        return without_cors(result)
     error = result.get("error") if isinstance(result, dict) else None
     return sentence(502, str(error or "The activation ended without an answer."))
+
+
+def without_cors(result: Record) -> Record:
+    """Without what the controller adds to this action's answers: browsers take it only once."""
+    headers = result.get("headers")
+    if not isinstance(headers, dict):
+        return result
+    kept = {name: headers[name] for name in headers if not name.lower().startswith(CORS)}
+    return dict(result, headers=kept)
 
 
 def sentence(status: int, text: str, **headers: str) -> Record:
