@@ -117,6 +117,11 @@ remove() { # action
     error="wsk could not delete it"
     wsk action delete "$1" || return
     echo "$1: deleted"
+    remove_results "$1"
+}
+
+remove_results() { # action; an old one would keep an old secret
+    error="wsk could not delete its results"
     ! wsk action get "$1-results" >/dev/null 2>&1 || wsk action delete "$1-results" >/dev/null
 }
 
@@ -167,7 +172,7 @@ deploy() { # model, action, image
     get /swagger.json --compressed && [ "$status" = 200 ] || echo '{}' >"$answer"
     echo "$action: $url"
     echo "    $(python3 -c "$example" "$url" "$SECRET" "$PREDICT_PATH" <"$answer")"
-    [ "$RESULTS" = 1 ] || return 0
+    [ "$RESULTS" = 1 ] || { remove_results "$action" && return; }
     error="wsk could not make the action of its results"
     options
     words+=(--kind python:default --web true -a provide-api-key true --param MODEL "$1")

@@ -492,6 +492,8 @@ class TestDeploy:
         assert told and told[1].replace("\\", "") == "X-Require-Whisk-Auth: s3cret"
         path = "-results/" + (answer.header("x-openwhisk-activation-id") or "")
         assert action.request("GET", path, None, headers).body == answer.body
+        done = self.deploy(state, USERNAME=flask_app, **self.FLASK_APP)  # and no results
+        assert (done.returncode, [file.name for file in state.iterdir()]) == (0, ["flask-app"])
         deleted = self.deploy(state, "--delete", "flask-app")
         assert (deleted.returncode, list(state.iterdir())) == (0, [])
 
@@ -527,7 +529,8 @@ class TestDeploy:
             "inputs": {"MODEL": "b"},
         }
         done = self.deploy(state, "--manifest", MODELS="max-ocr", USERNAME="me")
-        assert list(yaml.safe_load(done.stdout)["packages"]) == ["default"]
+        action = yaml.safe_load(done.stdout)["packages"]["default"]["actions"]["max-ocr"]
+        assert action["annotations"] == {"require-whisk-auth": False, "web-custom-options": False}
 
     @pytest.mark.parametrize(
         ("env", "words"),
@@ -537,6 +540,7 @@ class TestDeploy:
                 {"MODELS": "a", "USERNAME": "me", "CORS": "a.example"},
                 "CORS 'a.example' is not valid",
             ),
+            ({"MODELS": "a", "USERNAME": "me", "SECRET": "True"}, "SECRET 'True' is not valid"),
             ({"MODELS": "a", "USERNAME": "me", "BASE_PATH": "ocr"}, "BASE_PATH 'ocr' is not valid"),
             ({"MODELS": "max-ocr", "USERNAME": ""}, "USERNAME is missing"),
             ({"MODELS": "a;b", "USERNAME": "me"}, "the model 'a;b' is not valid"),

@@ -98,6 +98,14 @@ def test_it_is_the_models_own_answer(api: ThreadingHTTPServer, name: str) -> Non
     assert Api.asked == f"/api/v1/namespaces/_/activations/{ID} Basic dXNlcjprZXk="
 
 
+def test_it_leaves_cors_to_the_controller(api: ThreadingHTTPServer) -> None:
+    answer = {"statusCode": 204, "headers": {"Access-Control-Allow-Origin": "a", "X-One": "1"}}
+    replies(200, {**RECORDED["JSON"]["body"], "response": {"result": answer}})
+    assert result()["headers"] == {"X-One": "1"}
+    replies(200, {**RECORDED["JSON"]["body"], "response": {"result": {"statusCode": 204}}})
+    assert result() == {"statusCode": 204}
+
+
 def test_it_is_an_answer_with_an_error_status_too(api: ThreadingHTTPServer) -> None:
     body = RECORDED["model fails, 500"]["body"]
     replies(200, body)
