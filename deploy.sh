@@ -147,7 +147,8 @@ explain() { # path -> what was answered, and what the activation's record says
 }
 
 options() { # -> the words for wsk that an action and its results have in common
-    words=(--web-secure "${SECRET:-false}") # false takes away the one that it had
+    words=(--web-secure false) # which takes away the one that it had
+    [ -z "$SECRET" ] || words=(--web-secure "$SECRET")
 }
 
 deploy() { # model, action, image
