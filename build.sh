@@ -98,7 +98,7 @@ cleanup() {
     trap '' INT TERM
     for job in $(jobs -p); do kill -- "-$job" 2>/dev/null || true; done
     wait
-    for container in $(docker ps -aq --filter "label=build=$work"); do docker rm -f "$container" >/dev/null; done
+    for container in $(docker ps -aq --filter "label=build=$work"); do docker rm -f "$container" >/dev/null 2>&1 || true; done
     rm -rf "$work/context" "$work/slots" "$work"/*.row
     rmdir "$work" 2>/dev/null || true # logs of failures stay
 }

@@ -216,6 +216,7 @@ class WebAction:
                 status, _, data = self.post("/init", {"value": value}, max(left, RETRY_SECONDS))
                 break
             except (
+                BrokenPipeError,
                 ConnectionRefusedError,
                 ConnectionResetError,
             ):  # a published port of Docker's resets at first
