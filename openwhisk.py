@@ -862,16 +862,17 @@ class Proxy:
         if len(self.bases) < MOST_BASES:
             self.bases.add(base)
         status, headers, body = self.call(environ)
-        if environ["PATH_INFO"] == "/swagger.json":
-            body = self.with_base(body, base)
+        is_schema = environ["PATH_INFO"] == "/swagger.json"
         if environ["REQUEST_METHOD"] == "HEAD":
             # The controller's Content-Length is that of the body, which it leaves out then.
             length = int(Headers(headers).get("Content-Length", 0))
             # What may be too large in base64, and then fit in gzip, has to be made.
-            if 0 < self.limit < length * 2:
+            if is_schema or 0 < self.limit < length * 2:
                 status, headers, body = self.call(dict(environ, REQUEST_METHOD="GET"))
             else:
                 body, coding = b" " * length, ""
+        if is_schema:
+            body = self.with_base(body, base)
         is_bare = value["__ow_method"] == "get" and not value.get("__ow_path")
         is_browser = "text/html" in environ.get("HTTP_ACCEPT", "")
         if is_bare and is_browser and status[:3] in ("404", "405"):  # then to Swagger UI

@@ -95,6 +95,7 @@ def test_the_models_page_works_at_the_address(
     page = browser.new_page()
     page.goto(f"http://127.0.0.1:{nginx}{place}app/")
     page.get_by_text("person, vélo").wait_for()
+    page.get_by_text("predicted of 6 bytes").wait_for()
 
 
 def test_a_page_whose_links_begin_with_a_slash_works_at_the_root(

@@ -482,6 +482,8 @@ class TestBasePath:
             headers = {"x_forwarded_prefix": base or "/", "accept": "text/html"}
             swagger = json.loads(text_of(max_app.run(web("/swagger.json", **headers))))
             assert swagger["basePath"] == (base or "/")
+            head = max_app.run(web("/swagger.json", "head", **headers))
+            assert json.loads(text_of(head)) == swagger
             assert f'"{base}/swaggerui/' in text_of(max_app.run(web("/", **headers)))
             assert max_app.run(web("/app", **headers))["headers"]["Location"].endswith(
                 base + "/app/"
