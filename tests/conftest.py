@@ -56,7 +56,7 @@ quick = hypothesis.settings(
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 hypothesis.settings.register_profile("quick", quick)
-hypothesis.settings.register_profile("thorough", quick, max_examples=2000)
+hypothesis.settings.register_profile("thorough", quick, max_examples=1000)
 hypothesis.settings.load_profile("quick")
 
 
@@ -104,6 +104,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: "test_generated" not in item.nodeid)  # first what takes longest
     for item in items:
         fixtures = getattr(item, "fixturenames", [])
         if config.getoption("--openwhisk") and not item.get_closest_marker("openwhisk"):
