@@ -413,7 +413,7 @@ def test_an_activation_takes_no_longer_than_its_time_limit(container: int) -> No
 
 
 def test_waiting_for_the_container_is_part_of_an_activations_time(container: int) -> None:
-    place = {"namespace": "guest", "package": "default", "action": "rec"}
+    place: Any = {"namespace": "guest", "package": "default", "action": "rec"}
     url = f"http://127.0.0.1:{container}"
     action = devserver.WebAction(url, raw=True, timeout=0.1, **place)
     with action.free, pytest.raises(devserver.RefusedError, match="There was an error processing"):
