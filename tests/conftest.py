@@ -78,7 +78,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         os.environ[MARK] = uuid.uuid4().hex
     config.addinivalue_line("markers", "openwhisk: runs against a real OpenWhisk, too")
-    config.addinivalue_line("markers", "only_on(stack, what): needs what is only on that stack")
+    config.addinivalue_line(
+        "markers", "only_on(stack, what, how): needs what is only on that stack"
+    )
     if config.getoption("--openwhisk") and not config.getoption("--base-image"):
         raise pytest.UsageError("--openwhisk needs --base-image: an image with Python and a stack.")
 
@@ -86,15 +88,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "stack" in metafunc.fixturenames:
         pythons = stacks(metafunc.config)
-        if getattr(metafunc.module, "ONE_STACK", False):
+        only: Any = metafunc.definition.get_closest_marker("only_on")
+        stack, what, how = (*(only.args if only else ("", "")), "./test.sh --all")[:3]
+        if only:
+            pythons = {name: pythons[name] for name in pythons if name.startswith(stack)}
+        elif getattr(metafunc.module, "ONE_STACK", False):
             pythons = dict(list(pythons.items())[:1])
-        if getattr(metafunc.module, "TWO_STACKS", False):  # and the oldest
+        elif getattr(metafunc.module, "TWO_STACKS", False):  # and the oldest
             oldest = [name for name in pythons if name.startswith("3.6")][:1]
             pythons = {name: pythons[name] for name in [next(iter(pythons)), *oldest]}
-        only: Any = metafunc.definition.get_closest_marker("only_on")
-        if only:
-            pythons = {name: pythons[name] for name in pythons if name.startswith(only.args[0])}
-        reason = f"skipped: with {only and only.args[1]}; ./test.sh --all"
+        reason = f"skipped: with {what}; {how}"
         metafunc.parametrize(
             "stack",
             pythons.values() or [pytest.param("", marks=pytest.mark.skip(reason=reason))],

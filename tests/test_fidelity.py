@@ -276,12 +276,17 @@ def as_seen(answer: Answer, base: str = "") -> dict[str, Any]:
 
 
 def compare(
-    path: str, details: dict[str, Any], own: int, action: WebAction, at_root: bool = False
+    path: str,
+    details: dict[str, Any],
+    own: int,
+    action: WebAction,
+    at_root: bool = False,
+    predict: str = "/model/predict",
 ) -> None:
     """At the root, as behind a proxy at an address of its own, nothing of the answer is rewritten."""
     method, body = details.get("method", "GET"), details.get("body")
     headers = {"Host": "model.example.com", **details.get("headers", {})}
-    own_path = path if path.startswith("/") else "/model/predict" + path
+    own_path = path if path.startswith("/") else predict + path
     expected = as_seen(request(own, method, own_path, body, headers))
     if at_root:
         headers["X-Forwarded-Prefix"] = "/"

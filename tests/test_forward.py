@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -365,3 +366,56 @@ class TestServer:
         with running(process.wait_ready()):
             error = process.post("/init", {"value": {}}).json["error"]
             assert "UPSTREAM_PORT must not be PORT" in error
+
+
+# ---- MLflow --------------------------------------------------------------------------------------
+
+IRIS = json_body({"inputs": [[5.1, 3.5, 1.4, 0.2]]})
+MLFLOW_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ping": ("/ping", {}),
+    "version": ("/version", {}),
+    "prediction": ("/invocations", IRIS),
+    "prediction at the bare URL": ("", IRIS),
+    "malformed JSON": ("", {**IRIS, "body": b'{"inputs": [['}),
+    "JSON without inputs": ("", json_body({})),
+    "too few columns": ("", json_body({"inputs": [[5.1]]})),
+    "CSV": (
+        "",
+        {
+            "method": "POST",
+            "body": b"a,b,c,d\n5.1,3.5,1.4,0.2\n",
+            "headers": {"Content-Type": "text/csv"},
+        },
+    ),
+    "picture": ("", multipart()),
+    "wrong method": ("/invocations", {}),
+}
+
+
+@pytest.mark.only_on("3.11-mlflow", "MLflow, which takes 510 MB", "see CONTRIBUTING.md")
+def test_mlflow_models_serve(stack: str, tmp_path: Path) -> None:
+    model, own_port, port = str(tmp_path / "model"), free_port(), free_port()
+    subprocess.run([stack, LIVE_APPS / "mlflow_model/make.py", model], check=True)
+    command = [stack, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
+    env = {
+        "PATH": f"{Path(stack).parent}:{os.environ['PATH']}",  # where MLflow looks for uvicorn
+        "PREDICT_PATH": "/invocations",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    own = Process(*command, "-p", str(own_port), cwd=tmp_path, port=own_port, env=env)
+    container = forwarded(stack, "mlflow_model", [*command, "-p", str(port)], port, **env)
+    with running(own), running(container):
+        assert container.post("/init", {"value": {}}, seconds=240).json == {"ok": True}
+        own.wait_ready(240)
+        with web_action(container.port) as web_port:
+            action = WebAction(f"http://127.0.0.1:{web_port}{BASE}")
+            for path, details in MLFLOW_CASES.values():
+                compare(path, details, own_port, action, predict="/invocations")
+            assert action.request("GET", "/ping").status == 200
+            prediction = action.request("POST", "", IRIS["body"], IRIS["headers"])
+            assert (prediction.status, prediction.json) == (200, {"predictions": [0]})
+            malformed = action.request("POST", "", b'{"inputs": [[', IRIS["headers"])
+            assert (malformed.status, malformed.json["error_code"]) == (400, "BAD_REQUEST")
+        assert container.stop() == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
