@@ -115,13 +115,18 @@ class Server:
     def connect(self) -> http.client.HTTPConnection:
         """A connection to the server, which is started if it has ended."""
         self.ensure()
-        connection = self.connections.take()
+        process, connection = self.process, self.connections.take()
         try:
             if not connection.sock:
                 connection.connect()
         except ConnectionRefusedError:  # it is about to end
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(END_SECONDS)
+            try:
+                process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:  # it outlives the server that it has started
+                log("%s no longer listens, and is killed." % self.name())
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
             self.ensure()
             connection.connect()
         return connection

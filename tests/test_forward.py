@@ -290,6 +290,17 @@ class TestServer:
         assert told(server, "/end-soon") == {}
         assert told(server)["pid"] != pid
 
+    def test_should_be_started_anew_though_what_has_started_it_goes_on(
+        self, stack: str, port: int
+    ) -> None:
+        command = ["sh", "-c", f"{sys.executable} server.py {port} & sleep 600"]
+        with running(forwarded(stack, "server", command, port)) as container:
+            container.post("/init", {"value": {}})
+            pid = told(container)["pid"]
+            assert error_of(container.run(web("/kill")))[0] == 502
+            assert told(container)["pid"] != pid
+            assert "no longer listens" in container.until("no longer listens", container.err)
+
     def test_should_be_a_502_that_it_does_not_start_anew(
         self, stack: str, port: int, tmp_path: Path
     ) -> None:
