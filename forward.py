@@ -211,11 +211,24 @@ class Server:
         """At the end of this process: SIGTERM, and SIGKILL to what is left after some seconds."""
         if not self.process:
             return
-        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGTERM)
-            self.process.wait(STOP_SECONDS)
+        deadline = time.time() + STOP_SECONDS
+        while self.is_left() and time.time() < deadline:
+            time.sleep(LOOK_SECONDS)
         self.copy()
         self.kill()
+
+    def is_left(self) -> bool:
+        """Whether anything runs of what the command has started: a shell may end before it."""
+        self.process.poll()
+        with contextlib.suppress(ChildProcessError):  # those of others fall to a container's first
+            os.waitpid(-self.process.pid, os.WNOHANG)
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
 
 
 def log(sentence: str) -> None:

@@ -142,6 +142,7 @@ def test_a_command_of_the_shell_that_reads_its_port(stack: str) -> None:
         told = json.loads(text_of(container.run(web("/"))))
         assert told["port"] == str(port)
         assert container.stop() == 0
+        assert "ended in peace" in container.rest(container.out)  # though the shell did not wait
     assert has_ended(told["pid"])
 
 

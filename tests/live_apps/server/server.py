@@ -106,8 +106,16 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def end(*_: Any) -> None:
+    """Takes its time, as servers do that end what they have begun."""
+    time.sleep(0.3)
+    print("ended in peace", flush=True)
+    os._exit(0)
+
+
 if __name__ == "__main__":
     print("starting")
+    signal.signal(signal.SIGTERM, end)
     if MARK:
         with open(MARK, "w") as file:
             file.write(str(subprocess.Popen(["sleep", "600"]).pid))
