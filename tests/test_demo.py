@@ -142,7 +142,7 @@ def fails(clone: Path, words: str, **env: str) -> None:
         os.killpg(demo.popen.pid, 0)
 
 
-def test_the_demo_says_that_a_port_is_busy(clone: Path, recorder: Process) -> None:
+def test_the_demo_says_that_a_port_is_busy(clone: Path, said: str, recorder: Process) -> None:
     test_port = str(recorder.port)
     fails(clone, f"Port {test_port} is busy", PORT=test_port)
     fails(clone, "Port none is busy or no port", PORT="none")
