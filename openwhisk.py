@@ -899,6 +899,9 @@ TOO_SLOW = (
     "The model did not load within the action's time limit; 'wsk action update --timeout' gives it "
     "longer. If its app.py goes on for ever, name its app: WSGI_APP=module:attribute. It is in %s."
 )
+LIBRARY = re.compile(
+    r"<frozen|.*/(site|dist)-packages/|%s/" % re.escape(os.path.dirname(os.__file__))
+)
 OTHER_SERVERS = (
     "aiohttp.run_app cheroot.serve gevent.serve_forever gunicorn.run hypercorn.run "
     "socketserver.serve_forever tornado.start uvicorn.run waitress.serve"
@@ -1014,14 +1017,11 @@ class Model:
 
 
 def place_of_main_thread() -> str:
-    """The line of the model's own code which runs."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    library = os.path.dirname(os.__file__)
-    while frame and frame.f_back and frame.f_code.co_filename.startswith((library, "<frozen")):
+    """The line of the model's own code which runs, not one of a library that it is in."""
+    frame: Any = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame.f_back and LIBRARY.match(frame.f_code.co_filename):
         frame = frame.f_back
-    place = (
-        (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name) if frame else ("", 0, "")
-    )
+    place = frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name
     return "%s, line %d, %s" % place
 
 
