@@ -174,10 +174,10 @@ build() { # model -> the rest of its row; its output goes to the log
     done
 }
 
-python_of() { # image -> what its Python is called
-    local name
+python_of() { # image -> what its Python is called; python may be a 2.7
+    local name recent="import sys; sys.exit(sys.version_info < (3, 6))"
     for name in python python3; do
-        docker run --rm --label "build=$work" --entrypoint "$name" "$1" -c "" >/dev/null 2>&1 && echo "$name" && return
+        docker run --rm --label "build=$work" --entrypoint "$name" "$1" -c "$recent" >/dev/null 2>&1 && echo "$name" && return
     done
     return 1
 }
