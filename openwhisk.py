@@ -33,7 +33,7 @@ import traceback
 import zlib
 from concurrent.futures import Future
 from http.server import HTTPServer
-from typing import Any, Callable, Dict, Iterable, List, Set, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Set, Tuple, Union
 from urllib.parse import quote, unquote, unquote_to_bytes, urlencode
 
 import werkzeug
@@ -416,11 +416,11 @@ class NotCarriedError(Exception):
     """OpenWhisk does not carry the answer; the text is a sentence for the caller."""
 
 
-def too_large(size: str, limit: int, advice: str = "ask for less of it") -> NotCarriedError:
+def too_large(size: str, limit: int, or_gzip: str = "") -> NotCarriedError:
     """Of an answer that takes more bytes as a result than OpenWhisk allows."""
     return NotCarriedError(
-        "The answer takes %s bytes as a result and OpenWhisk's limit is %d: %s, or raise the limit "
-        "of the cluster and, to match it, RESULT_LIMIT." % (size, limit, advice)
+        "The answer takes %s bytes as a result and OpenWhisk's limit is %d: ask for less of it%s, "
+        "or raise the limit of the cluster and, to match it, RESULT_LIMIT." % (size, limit, or_gzip)
     )
 
 
@@ -577,19 +577,19 @@ def first(fields: Fields, name: str) -> str:
     return fields[name][1] if name in fields else ""
 
 
-def gzip_pays(content_type: str, body: bytes) -> bool:
-    kind, _ = media_type(content_type)
-    if len(body) < GZIP_BYTES or (kind in TEXT and not is_json(kind) and "javascript" not in kind):
-        return False  # of other texts the controller carries none in gzip
+def gzip_pays(fields: Fields, body: bytes) -> bool:
+    """Whether gzip makes it much smaller, and the controller can carry it then."""
+    kind, _ = media_type(first(fields, "content-type"))
+    carried = kind not in TEXT or is_json(kind) or "javascript" in kind
+    if not carried or "content-encoding" in fields or "content-range" in fields:
+        return False
     sample = body[:16384]
-    return len(zlib.compress(sample, 1)) <= GZIP_PART * len(sample)
+    return len(body) >= GZIP_BYTES and len(zlib.compress(sample, 1)) <= GZIP_PART * len(sample)
 
 
 def compress(fields: Fields, body: bytes) -> bytes:
-    """With gzip, where it pays and the controller can carry it; the headers say so then."""
-    if "content-encoding" in fields or "content-range" in fields:
-        return body
-    if not gzip_pays(first(fields, "content-type"), body):
+    """With gzip, where it pays; the headers say so then."""
+    if not gzip_pays(fields, body):
         return body
     fields["content-encoding"] = ["Content-Encoding", "gzip"]
     fields.setdefault("vary", ["Vary"]).append("Accept-Encoding")
@@ -663,9 +663,8 @@ def may_be_packed(result: Record) -> bool:
     headers, body = result.get("headers"), result.get("body")
     if not isinstance(headers, dict) or not body:
         return False
-    fields = {name.lower(): str(text) for name, text in headers.items()}
-    data = body if isinstance(body, bytes) else str(body).encode()
-    return "content-encoding" not in fields and gzip_pays(fields.get("content-type", ""), data)
+    fields = {name.lower(): [name, str(text)] for name, text in headers.items()}
+    return gzip_pays(fields, body if isinstance(body, bytes) else str(body).encode())
 
 
 def serialize(result: Record, limit: int = 0) -> Tuple[int, Iterable[bytes]]:
@@ -677,8 +676,8 @@ def serialize(result: Record, limit: int = 0) -> Tuple[int, Iterable[bytes]]:
     data = to_json(dict(result, body="") if body else result).encode("utf-8", "backslashreplace")
     size = len(data) + (len(body) + 2) // 3 * 4
     if 0 < limit < size:
-        advice = "ask for less of it" + " or for gzip (curl --compressed)" * may_be_packed(result)
-        raise too_large(str(size), limit, advice)
+        or_gzip = " or for gzip (curl --compressed)" if may_be_packed(result) else ""
+        raise too_large(str(size), limit, or_gzip)
     if not body:
         return size, [data]
     pieces = (body[start : start + PIECE] for start in range(0, len(body), PIECE))
@@ -887,8 +886,8 @@ class Proxy:
         if not found:
             return swagger
         path = found.group(1).decode()
-        first = max((one for one in self.bases if path.startswith(one)), key=len)
-        own = base + path[len(first) :].rstrip("/") or "/"
+        kept = max((one for one in self.bases if path.startswith(one)), key=len)
+        own = base + path[len(kept) :].rstrip("/") or "/"
         return swagger[: found.start(1)] + own.encode() + swagger[found.end(1) :]
 
 
@@ -976,10 +975,10 @@ class Model:
         else:
             self.waiting_apps.append((threading.current_thread(), app))
         while True:
-            if is_main:
-                self.arm_signals()
             with contextlib.suppress(BaseException):  # what a signal handler of the model raises
                 wait()
+            if is_main:
+                self.arm_signals()
 
     def use(self, app: Any) -> None:
         self.app = app
@@ -987,8 +986,7 @@ class Model:
 
     def search_main_thread(self) -> None:
         """For an app.py that waits for the thread which runs the app, or runs another server."""
-        frame = sys._current_frames().get(threading.main_thread().ident or 0)
-        while frame:
+        for frame in frames_of_main_thread():
             module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
             for thread, app in self.waiting_apps:
                 if (module, function) != ("threading", "join") or self.loaded.is_set():
@@ -999,7 +997,6 @@ class Model:
             if server + "." + function in OTHER_SERVERS:
                 self.error = OTHER_SERVER % server
                 self.loaded.set()
-            frame = frame.f_back
 
     def is_loaded(self) -> bool:
         if not self.loaded.is_set():
@@ -1016,13 +1013,20 @@ class Model:
         return self.error
 
 
+def frames_of_main_thread() -> Iterator[Any]:
+    """From the innermost one."""
+    frame: Any = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame:
+        yield frame
+        frame = frame.f_back
+
+
 def place_of_main_thread() -> str:
     """The line of the model's own code which runs, not one of a library that it is in."""
-    frame: Any = sys._current_frames().get(threading.main_thread().ident or 0)
-    while frame.f_back and LIBRARY.match(frame.f_code.co_filename):
-        frame = frame.f_back
-    place = frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name
-    return "%s, line %d, %s" % place
+    frames = list(frames_of_main_thread())
+    own = [frame for frame in frames if not LIBRARY.match(frame.f_code.co_filename)]
+    frame = (own or frames)[0]
+    return "%s, line %d, %s" % (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 
 def app_of(name: str) -> WSGIApp:
