@@ -87,6 +87,7 @@ class Output:
                     return True
                 if not data:
                     self.pipe.close()
+                    break
                 with contextlib.suppress(Exception):  # a stream that the publisher has closed
                     stream = getattr(sys, self.name)
                     stream.buffer.write(data)
@@ -124,9 +125,7 @@ class Server:
                 process.wait(END_SECONDS)
             except subprocess.TimeoutExpired:  # it outlives the server that it has started
                 log("%s no longer listens, and is killed." % self.name())
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                kill(process)
             self.ensure()
             connection.connect()
         return connection
@@ -138,7 +137,7 @@ class Server:
             if self.process and self.process.poll() is None:
                 return
             if self.process:
-                self.kill()
+                kill(self.process)
             self.start()
 
     def start(self) -> None:
@@ -163,7 +162,7 @@ class Server:
             if self.process.poll() is not None:
                 raise StartError("%s before it listened on port %d" % (self.end(), self.port))
             if time.time() > deadline:
-                self.kill()
+                kill(self.process)
                 sentence = "%s did not listen on port %d for %d s"
                 raise StartError(sentence % (self.name(), self.port, self.timeout))
             time.sleep(LOOK_SECONDS)
@@ -186,7 +185,7 @@ class Server:
             return "The model's server does not start; the log says why."
         if isinstance(error, socket.timeout):
             log("%s did not answer for %d s, and is killed." % (self.name(), self.timeout))
-            self.kill()
+            kill(self.process)
             return "The model's server did not answer in time."
         try:
             self.process.wait(END_SECONDS)
@@ -201,12 +200,6 @@ class Server:
         for output in self.outputs:
             output.copy()
 
-    def kill(self) -> None:
-        """With all that the command has started, which may still hold the port."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
     def stop(self) -> None:
         """At the end of this process: SIGTERM, and SIGKILL to what is left after some seconds."""
         if not self.process:
@@ -217,7 +210,7 @@ class Server:
         while self.is_left() and time.time() < deadline:
             time.sleep(LOOK_SECONDS)
         self.copy()
-        self.kill()
+        kill(self.process)
 
     def is_left(self) -> bool:
         """Whether anything runs of what the command has started: a shell may end before it."""
@@ -229,6 +222,13 @@ class Server:
         except ProcessLookupError:
             return False
         return True
+
+
+def kill(process: Any) -> None:
+    """With all that it has started, which may still hold the port."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def log(sentence: str) -> None:
@@ -288,20 +288,22 @@ HOP_BY_HOP = set(
     "trailer transfer-encoding upgrade".split()
 )
 PIECE = 1 << 18  # bytes of a body at a time
+# What stays as it is in a path, and in a target that is already quoted.
+PATH_SAFE, TARGET_SAFE = "/!$&'()*+,;=:@~", "".join(map(chr, range(33, 127)))
 
 
 def base_path(environ: Environ) -> str:
     """As it stands in URLs."""
-    return quote(environ.get("SCRIPT_NAME", "").rstrip("/"), "/!$&'()*+,;=:@~", "latin-1")
+    return quote(environ.get("SCRIPT_NAME", "").rstrip("/"), PATH_SAFE, "latin-1")
 
 
 def target_of(environ: Environ) -> str:
     """Path and query, byte for byte where the WSGI server tells them (REQUEST_URI)."""
     base, target = base_path(environ), environ.get("REQUEST_URI", "")
     if target.startswith(base + "/"):
-        return quote(target[len(base) :], "".join(map(chr, range(33, 127))), "latin-1")
+        return quote(target[len(base) :], TARGET_SAFE, "latin-1")
     query = environ.get("QUERY_STRING")
-    path = quote(environ.get("PATH_INFO") or "/", "/!$&'()*+,;=:@~", "latin-1")
+    path = quote(environ.get("PATH_INFO") or "/", PATH_SAFE, "latin-1")
     return path + ("?" + query if query else "")
 
 
@@ -317,8 +319,9 @@ def headers_of(environ: Environ) -> Headers:
         headers["Content-Type"] = environ["CONTENT_TYPE"]
     if environ.get("CONTENT_LENGTH"):
         headers["Content-Length"] = environ["CONTENT_LENGTH"]
-    if base_path(environ):
-        headers["X-Forwarded-Prefix"] = base_path(environ)
+    base = base_path(environ)
+    if base:
+        headers["X-Forwarded-Prefix"] = base
     dropped = HOP_BY_HOP | of_connection
     return [(name, text) for name, text in headers.items() if name.lower() not in dropped]
 
@@ -351,6 +354,7 @@ def send(connection: http.client.HTTPConnection, environ: Environ) -> None:
 # Up to so many bytes an answer of known length is read before it is passed on, so that one that
 # breaks off is a 502.
 WHOLE_BYTES = 1 << 25
+WSGI_SERVERS = HOP_BY_HOP | {"date", "server"}  # headers that it writes itself
 
 
 def headers_from(response: http.client.HTTPResponse, environ: Environ, port: int) -> Headers:
@@ -358,7 +362,7 @@ def headers_from(response: http.client.HTTPResponse, environ: Environ, port: int
     return [
         (name, located(text, environ, port) if name.lower() == "location" else text)
         for name, text in response.getheaders()
-        if name.lower() not in HOP_BY_HOP | {"date", "server"}
+        if name.lower() not in WSGI_SERVERS
     ]
 
 
