@@ -45,11 +45,10 @@ def main(args: Record) -> Record:
     """
     method, path = args.get("__ow_method", "get"), args.get("__ow_path", "")
     insecure = bool(args.get("INSECURE"))
-    is_id = re.match(r"/[0-9a-f]{32}\Z", path)
     try:
         if method not in ("get", "head"):
             return accepted(invoke(args, insecure))
-        if not is_id:
+        if not re.match(r"/[0-9a-f]{32}\Z", path):
             return sentence(400, MALFORMED % args["MODEL"])
         record = ask("activations/" + path[1:], insecure)
     except ApiError as error:
@@ -73,8 +72,8 @@ def action_of(record: Record) -> str:
 
 def invoke(args: Record, insecure: bool) -> Record:
     """Calls the model with this request, and does not wait; raises ApiError."""
-    package = os.environ["__OW_ACTION_NAME"].strip("/").split("/")[1:-1]
-    path = "/".join(["actions", *package, args["MODEL"]]) + "?blocking=false"
+    _, _, action = model_action(args["MODEL"]).partition("/")  # in the key's own namespace
+    path = "actions/" + action + "?blocking=false"
     return ask(path, insecure, {name: args[name] for name in args if name not in BOUND})
 
 
