@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -192,14 +191,12 @@ class WebAction:
         self.address = address[1], int(address[2] or 80)
         self.container, self.raw, self.timeout = container, raw, timeout
         self.path = f"/api/v1/web/{namespace}/{package}/{action}"
-        self.name = "/".join(["", namespace, *([] if package == "default" else [package]), action])
-        self.own_name = self.name[len(namespace) + 2 :]
-        self.namespace = namespace
+        self.own_name = action if package == "default" else f"{package}/{action}"
+        self.name = f"/{namespace}/{self.own_name}"
+        self.action, self.namespace = action, namespace
         self.wait, self.custom_options, self.secret = wait, custom_options, secret
         self.parameters, self.keeps_results = parameters or {}, keeps_results
-        self.records: OrderedDict[str, dict[str, Any]] = (
-            OrderedDict()
-        )  # of activations, by their id
+        self.records: dict[str, dict[str, Any]] = {}  # of the last activations, by their id
         self.free = threading.BoundedSemaphore(concurrency)  # a real invoker starts more containers
 
     def init(self) -> None:
@@ -208,7 +205,7 @@ class WebAction:
         env = {"__OW_" + name.upper(): text for name, text in self.activation().items()} | {
             "__OW_API_HOST": "127.0.0.1"
         }
-        value = {"name": self.name.rpartition("/")[2], "binary": False, "main": "main", "env": env}
+        value = {"name": self.action, "binary": False, "main": "main", "env": env}
         started = time.monotonic()
         while True:
             left = started + self.timeout - time.monotonic()
@@ -312,20 +309,22 @@ class WebAction:
         if len(body) > LIMIT:
             raise RefusedError(413, f"Request larger than allowed: {len(body)} > {LIMIT} bytes.")
         headers = {name.lower(): decode_header(text) for name, text in environ["devserver.headers"]}
-        own_cors = self.custom_options and action == self.path
+        is_model = action == self.path  # and not its results
+        own_cors = self.custom_options and is_model
         allowed = headers.get("access-control-request-headers", CORS_HEADERS)
         cors = [] if own_cors else [*CORS, ("Access-Control-Allow-Headers", allowed)]
         if method == "OPTIONS" and not own_cors:
             return 200, cors, b""
         if method != "OPTIONS" and self.secret not in ("", headers.get(AUTH_HEADER)):
             raise RefusedError(401, UNAUTHORIZED, headers=cors)
-        raw = self.raw and action == self.path
-        parameters = self.parameters if action == self.path else {"MODEL": self.name.split("/")[-1]}
-        value = self.value(method, headers, rest, query, body, raw, parameters)
+        raw, bound = self.raw, self.parameters
+        if not is_model:
+            raw, bound = False, {"MODEL": self.action}
+        value = self.value(method, headers, rest, query, body, raw, bound)
         activation = self.activation()
         cors.append(("x-openwhisk-activation-id", activation["activation_id"]))
         try:
-            if action == self.path:
+            if is_model:
                 result = self.invoke({**activation, "value": value})
             else:
                 result = self.read_result(value, environ["SERVER_PORT"])
@@ -405,6 +404,7 @@ class WebAction:
             raise RefusedError(202, "Response not yet ready.") from None
 
     def start(self, message: dict[str, Any]) -> Future[Any]:
+        """In a thread that keeps nobody from ending this process, as an executor's would."""
         future: Future[Any] = Future()
 
         def activate() -> None:
@@ -419,16 +419,13 @@ class WebAction:
     def activate(self, message: dict[str, Any]) -> Any:
         """What the invoker does, and what is kept of it."""
         started = time.time()
-        status, result = "success", None
+        status, result = "action developer error", {"error": EXITED}
         try:
             result = self.run(message)
             status = "application error" if "error" in result else "success"
-        except RefusedError:
-            status, result = "action developer error", {"error": EXITED}
-            raise
+            return result
         finally:
             self.keep(message, started, status, result)
-        return result
 
     def run(self, message: dict[str, Any]) -> Any:
         """POST /run, again while nothing answers. Returns the result; raises RefusedError."""
@@ -474,7 +471,7 @@ class WebAction:
             "duration": int((ended - started) * 1000),
             "end": int(ended * 1000),
             "logs": [],  # the container's terminal has them
-            "name": self.name.rpartition("/")[2],
+            "name": self.action,
             "namespace": self.namespace,
             "publish": False,
             "response": {
@@ -488,7 +485,7 @@ class WebAction:
             "version": message["action_version"],
         }
         while len(self.records) > KEPT:
-            self.records.popitem(last=False)
+            del self.records[next(iter(self.records))]
 
     def api(self, path: str, environ: dict[str, Any]) -> Reply:
         """The parts of OpenWhisk's that results.py asks: activations, and the action's invocation

@@ -504,6 +504,12 @@ class TestActivations:
             assert response["success"] is False
             assert "did not produce a valid response" in response["result"]["error"]
 
+    def test_should_not_call_a_list_a_success(self, action: int) -> None:
+        Container.data = b"[]"
+        assert request(action, "GET", BASE).status == 500
+        activation_id = Container.message["activation_id"]
+        assert self.record(action, activation_id, "/result").json["success"] is False
+
     @pytest.mark.parametrize(
         "name", ["unknown id", "malformed id", "id with a slash", "wrong key", "no key"]
     )
