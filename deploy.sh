@@ -110,7 +110,7 @@ error = record["response"].get("result", {}).get("error", "")
 if isinstance(error, dict):
     error = error.get("body", error)
 lines = record.get("logs") or []
-print("\n".join([str(error)] + ["    " + line for line in lines[-10:]]))
+print("\n".join(([str(error)] if error else []) + ["    " + line for line in lines[-10:]]))
 END
 
 remove() { # action
@@ -173,7 +173,10 @@ deploy() { # model, action, image
     get /swagger.json --compressed && [ "$status" = 200 ] || echo '{}' >"$answer"
     echo "$action: $url"
     echo "    $(python3 -c "$example" "$url" "$SECRET" "$PREDICT_PATH" <"$answer")"
-    [ "$RESULTS" = 1 ] || { remove_results "$action" && return; }
+    if [ "$RESULTS" = 0 ]; then
+        remove_results "$action"
+        return
+    fi
     error="wsk could not make the action of its results"
     options
     words+=(--kind python:default --web true -a provide-api-key true --param MODEL "$1")
