@@ -89,21 +89,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "stack" in metafunc.fixturenames:
         pythons = stacks(metafunc.config)
         only: Any = metafunc.definition.get_closest_marker("only_on")
-        stack, what, how = (*(only.args if only else ("", "")), "./test.sh --all")[:3]
+        missing: Any = []
         if only:
+            stack, what, how = only.args
             pythons = {name: pythons[name] for name in pythons if name.startswith(stack)}
+            skip = pytest.mark.skip(reason=f"skipped: with {what}; {how}")
+            missing = [pytest.param("", marks=skip, id="none")]
         elif getattr(metafunc.module, "ONE_STACK", False):
             pythons = dict(list(pythons.items())[:1])
         elif getattr(metafunc.module, "TWO_STACKS", False):  # and the oldest
             oldest = [name for name in pythons if name.startswith("3.6")][:1]
             pythons = {name: pythons[name] for name in [next(iter(pythons)), *oldest]}
-        reason = f"skipped: with {what}; {how}"
-        metafunc.parametrize(
-            "stack",
-            pythons.values() or [pytest.param("", marks=pytest.mark.skip(reason=reason))],
-            ids=pythons.keys() or ["none"],
-            scope="session",
-        )
+        found = [pytest.param(python, id=name) for name, python in pythons.items()]
+        metafunc.parametrize("stack", found or missing, scope="session")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

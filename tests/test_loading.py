@@ -309,7 +309,7 @@ HTTPBIN: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.only_on("3.13", "httpbin, which is on the stack 3.13")
+@pytest.mark.only_on("3.13", "httpbin, which is on the stack 3.13", "./test.sh --all")
 def test_httpbin_answers_as_behind_its_own_server(stack: str) -> None:
     """Unchanged from PyPI."""
     port = free_port()
