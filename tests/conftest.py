@@ -56,7 +56,7 @@ quick = hypothesis.settings(
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 hypothesis.settings.register_profile("quick", quick)
-hypothesis.settings.register_profile("thorough", quick, max_examples=1000)
+hypothesis.settings.register_profile("thorough", quick, max_examples=2000)
 hypothesis.settings.load_profile("quick")
 
 

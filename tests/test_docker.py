@@ -228,7 +228,7 @@ def test_the_layer_is_small_and_labelled(image: str) -> None:
     history = run("docker", "history", "--no-trunc", "--format", "{{.Size}} {{.CreatedBy}}", image)
     copied = next(line for line in history.splitlines() if "COPY" in line)
     assert copied.split()[0].endswith("kB")
-    assert float(copied.split()[0][:-2]) < 64
+    assert float(copied.split()[0][:-2]) < 53
     labels = json.loads(run("docker", "inspect", "--format", "{{json .Config.Labels}}", image))
     assert labels["org.opencontainers.image.title"] == image.rpartition("/")[2]
     assert labels["org.opencontainers.image.base.name"].endswith(
@@ -253,7 +253,7 @@ def test_the_container_reads_the_text_in_a_picture(image: str, options: tuple[st
         assert '"CAFE SERVERLESS"' in run("curl", "-sS", "-F", "image=@assets/receipt.png", url)
     started = time.monotonic()
     run("docker", "stop", container)
-    assert time.monotonic() - started < 8  # of the 10 seconds until SIGKILL
+    assert time.monotonic() - started < 2
     assert run("docker", "inspect", "--format", "{{.State.ExitCode}}", container) == "0\n"
     run("docker", "rm", container)
 

@@ -218,7 +218,7 @@ class TestApps:
             slow.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nx")
             for _ in range(3):
                 assert text_of(process.run(web("/"))).startswith("the model")
-            assert process.request("GET", "/", seconds=30).status == 200
+            assert process.request("GET", "/", seconds=5).status == 200
 
     @pytest.mark.parametrize(
         ("how", "server"),

@@ -130,7 +130,7 @@ class TestSignals:
         ):
             half.sendall(b"POST /run HTTP/1.1\r\nContent-Length: 9")
             flask_app.popen.send_signal(signal.SIGTERM)
-            assert flask_app.popen.wait(timeout=30) == 0
+            assert flask_app.popen.wait(timeout=5) == 0
 
     def test_should_let_running_activations_finish(self, flask_app: Process) -> None:
         with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -138,7 +138,7 @@ class TestSignals:
             flask_app.until("asleep", flask_app.out)
             flask_app.popen.send_signal(signal.SIGTERM)
             assert text_of(run.result()) == "awake"
-        assert flask_app.popen.wait(timeout=30) == 0
+        assert flask_app.popen.wait(timeout=5) == 0
         with pytest.raises(ConnectionRefusedError):
             flask_app.request("GET", "/")
 
@@ -169,7 +169,7 @@ class TestSignals:
             process.until("asleep", process.out)
             process.popen.send_signal(number)
             assert text_of(run.result()) == "awake"
-            assert process.popen.wait(timeout=30) == 0
+            assert process.popen.wait(timeout=5) == 0
 
     def test_should_stop_while_loading(self, stack: str, tmp_path: Path) -> None:
         with running(
@@ -177,4 +177,4 @@ class TestSignals:
         ) as process:
             process.until("loading", process.out)
             process.popen.send_signal(signal.SIGTERM)
-            assert process.popen.wait(timeout=30) == 0
+            assert process.popen.wait(timeout=5) == 0
