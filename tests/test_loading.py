@@ -179,6 +179,7 @@ class TestApps:
             "second",
             "late",
             "serial",
+            "serial, joined",
             "asyncio",
             "other first",
         ],

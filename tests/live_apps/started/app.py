@@ -140,6 +140,10 @@ if __name__ == "__main__":
         thread(app, daemon=False, seconds=0.5)
     elif how == "serial":
         app.run(threaded=False)
+    elif how == "serial, joined":
+        serving = threading.Thread(target=run_simple, args=("127.0.0.1", 5000, app), daemon=True)
+        serving.start()
+        serving.join()
     elif how == "asyncio":
         run_an_event_loop()
         app.run()
