@@ -33,7 +33,6 @@ from openwhisk import (
     CONTROLLERS,
     LOOKS_BASE64,
     RESERVED,
-    SPACES,
     TEXT,
     TOKEN,
     is_json,
@@ -721,7 +720,7 @@ def result_as_http(result: Any) -> Reply:
         if not media.is_json:
             raise mismatch
         data = pretty(body).encode()
-    elif media.is_text and not (media.is_json and LOOKS_BASE64.match(body.strip(SPACES))):
+    elif media.is_text and not (media.is_json and LOOKS_BASE64.match(body)):
         data = body.encode("utf-8", "replace")
     else:
         try:

@@ -34,7 +34,7 @@ import zlib
 from concurrent.futures import Future
 from http.server import HTTPServer
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Set, Tuple, Union
-from urllib.parse import quote, unquote, unquote_to_bytes, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 import werkzeug
 from werkzeug import datastructures, serving
@@ -213,6 +213,8 @@ BASE_PATH = re.compile(r"(/(?!\.{1,2}(/|\Z))[^/\\?#%\s\0-\x1f\x7f]+)*\Z")
 # X_A and X-A are one name in an environ. Before 2.3, when its datastructures became a package,
 # Werkzeug's server joined their values; since then it ignores X_A, as nginx does.
 JOINS_NAMES = not hasattr(datastructures, "__path__")
+# What an app does not see under these names; compression is the proxy's business.
+NOT_SEEN = {"ACCEPT_ENCODING", "CONTENT_LENGTH", "CONTENT_TYPE"}
 
 
 def parse(data: bytes) -> Any:
@@ -244,17 +246,16 @@ except (ImportError, AttributeError, OSError):  # pragma: no cover, where Python
 
 def decode_base64(text: bytes) -> bytes:
     """Raises ValueError for anything but whole groups of four characters."""
-    padding = len(text) - len(text.rstrip(b"="))
-    if len(text) % 4 or padding > 2 or text.find(b"=", 0, len(text) - padding) >= 0:
-        raise ValueError("__ow_body is not base64")  # for OpenSSL = is a zero, and may be anywhere
-    if EVP_DecodeBlock and len(text) > 4096:  # below, Python takes 12 us, and the way to it more
-        buffer = bytearray(len(text) // 4 * 3 + 1)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-        size = EVP_DecodeBlock(address, text, len(text))
-        data = bytes(memoryview(buffer)[: max(size - padding, 0)])
-    else:
+    size, padding = len(text) // 4 * 3, text[-2:].count(b"=")
+    if len(text) <= 4096 or not EVP_DecodeBlock:  # Python takes at most 12 us
         data = binascii.a2b_base64(text)
-    if len(data) != len(text) // 4 * 3 - padding:
+    else:
+        buffer = bytearray(size + 1)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+        decoded = EVP_DecodeBlock(address, text, len(text))
+        is_whole = decoded == size and text.find(b"=", 0, len(text) - padding) < 0  # = is a zero
+        data = bytes(memoryview(buffer)[: size - padding]) if is_whole else b""
+    if len(text) % 4 or len(data) != size - padding:
         raise ValueError("__ow_body is not base64")
     return data
 
@@ -346,18 +347,27 @@ def wsgi_text(text: str) -> str:
     return text.encode("utf-8", "replace").decode("latin-1")
 
 
+@functools.lru_cache()
+def environ_key(header: str) -> str:
+    """HTTP_X_A for x-a; empty for what the app is not to see."""
+    if header == "content-type":
+        return "CONTENT_TYPE"
+    name = header.upper().replace("-", "_")
+    return "" if name in NOT_SEEN else "HTTP_" + name
+
+
 def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     """The WSGI environ of a web action's POST /run (tests/recordings/requests.json).
 
     Raises any Exception if the message is malformed.
     """
     value = message["value"]
-    headers, method = value.get("__ow_headers", {}), value["__ow_method"].upper()
+    headers = value.get("__ow_headers", {})
+    method, path = value["__ow_method"].upper(), value.get("__ow_path") or settings["PREDICT_PATH"]
+    path, base = wsgi_text(path), wsgi_text(base_path(message, settings))
     query, body = query_and_body(value)
     query = wsgi_text(query)
     stream: Any = io.BytesIO(body) if isinstance(body, bytes) else io.BufferedReader(body, 65536)
-    path = value.get("__ow_path") or settings["PREDICT_PATH"]
-    base = wsgi_text(base_path(message, settings))
     https = headers.get("x-forwarded-proto", "").split(",")[0].lower() == "https"
     host = headers.get("x-forwarded-host", "").split(",")[0] or headers.get("host") or "localhost"
     name, _, port = host.rpartition(":")
@@ -366,9 +376,9 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     environ: Record = {
         "REQUEST_METHOD": wsgi_text(method),
         "SCRIPT_NAME": base,
-        "PATH_INFO": "/" * (path[0] != "/") + unquote_to_bytes(path).decode("latin-1"),
+        "PATH_INFO": "/" * (path[0] != "/") + unquote(path, "latin-1"),
         "QUERY_STRING": query,
-        "REQUEST_URI": quoted(base) + wsgi_text(path) + ("?" + query if query else ""),
+        "REQUEST_URI": quoted(base) + path + ("?" + query if query else ""),
         "SERVER_NAME": wsgi_text(name),
         "SERVER_PORT": port,
         "SERVER_PROTOCOL": "HTTP/1.1",
@@ -381,19 +391,16 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
         "wsgi.run_once": False,
     }
     for header in sorted(headers):  # X-A comes before X_A
-        key, text = "HTTP_" + header.upper().replace("-", "_"), wsgi_text(headers[header])
+        key, text = environ_key(header), wsgi_text(headers[header])
         if key not in environ:
             environ[key] = text
         elif JOINS_NAMES:  # pragma: no cover, before Werkzeug 2.3
             environ[key] += "," + text
+    environ.pop("", None)
     environ["HTTP_HOST"] = wsgi_text(host)
-    environ.pop("HTTP_ACCEPT_ENCODING", None)  # compression is the proxy's business
-    environ.pop("HTTP_CONTENT_LENGTH", None)
-    environ.pop("HTTP_CONTENT_TYPE", None)
-    if "content-type" in headers:
-        environ["CONTENT_TYPE"] = wsgi_text(headers["content-type"])
     if len(body) or method in ("POST", "PUT", "PATCH"):
         environ["CONTENT_LENGTH"] = str(len(body))
+        environ["wsgi.input_terminated"] = True  # spares the app counting, as under gunicorn
     if "__ow_user" in value:
         environ["REMOTE_USER"] = wsgi_text(value["__ow_user"])
     if headers.get("x-forwarded-for"):  # the last is of the platform's proxy, the others hearsay
@@ -406,7 +413,8 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
 
 # ---- The call -----------------------------------------------------------------------------------
 
-Response = Tuple[str, List[Tuple[str, str]], bytes]  # status, headers, body
+HeaderList = List[Tuple[str, str]]
+Response = Tuple[str, HeaderList, bytes]  # status, headers, body
 
 # An answer is collected up to so many times RESULT_LIMIT: gzip makes JSON smaller, but not by more.
 ANSWER_FACTOR = 32
@@ -441,7 +449,7 @@ def call(app: WSGIApp, environ: Record, limit: int) -> Response:
             raise too_large("over %d" % (limit * ANSWER_FACTOR), limit)
         chunks.append(data)
 
-    def start_response(status: str, headers: List[Tuple[str, str]], _: Any = None) -> Any:
+    def start_response(status: str, headers: HeaderList, _: Any = None) -> Any:
         started[:] = status, headers
         return write
 
@@ -487,11 +495,11 @@ class OneAtATime:
 CONTROLLERS = {"connection", "content-length", "date", "server", "transfer-encoding"}
 HEADER_NAME = re.compile(TOKEN + r"\Z")
 HEADER_TEXT = re.compile(r"[\t -~\x80-\xff]*\Z")
-# JSON may be text or base64, and is taken for base64 whenever it looks like it.
+# JSON may be text or base64, and is taken for base64 whenever it looks like it; the controller
+# ignores what is around it.
 LOOKS_BASE64 = re.compile(
-    r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)\Z"
+    r"[\0- ]*([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)[\0- ]*\Z"
 )
-SPACES = "".join(map(chr, range(33)))  # which the controller ignores around base64
 # Compression pays from so many bytes on, and if it leaves at most this part of the first 16 KiB.
 GZIP_BYTES, GZIP_PART = 1000, 0.7
 # Base64 is made of so many bytes at a time: 750 kB in 1.6 ms, where all at once take 2.2.
@@ -524,7 +532,7 @@ def result_of(response: Response, accept_encoding: str = "", cors: str = "") -> 
     Its body is bytes where JSON has to hold base64, which `serialize` makes of them. Raises
     NotCarriedError.
     """
-    status, body = int(response[0].split(None, 1)[0]), response[2]
+    status, body = int(response[0][:3]), response[2]
     fields = fields_of(response[1])
     if cors != "app":
         fields.pop("access-control-allow-origin", None)
@@ -534,7 +542,7 @@ def result_of(response: Response, accept_encoding: str = "", cors: str = "") -> 
     if "gzip" in accept_encoding and parse_accept_header(accept_encoding)["gzip"]:
         body = compress(fields, body)
     content = encode_body(fields, body) if body and status not in (204, 205, 304) else ""
-    headers = {name: texts if texts[1:] else texts[0] for name, *texts in fields.values()}
+    headers = {field[0]: field[1] if len(field) == 2 else field[1:] for field in fields.values()}
     if status < 500:
         return {"statusCode": status, "headers": headers, "body": content}
     if isinstance(content, bytes):
@@ -560,15 +568,16 @@ def cors_headers(cors: str, environ: Record) -> Record:
     return headers
 
 
-def fields_of(headers: Iterable[Tuple[str, str]]) -> Fields:
+def fields_of(headers: HeaderList) -> Fields:
     """The app's headers, but for the controller's own and those that HTTP forbids."""
     fields: Fields = {}
     for name, text in headers:
-        if not HEADER_NAME.match(name) or not HEADER_TEXT.match(text):
-            # For one such header the controller would drop the connection.
-            log_sentence("The header %r is left out: HTTP does not allow it." % name)
-        elif name.lower() not in CONTROLLERS:
+        if name.lower() in CONTROLLERS:
+            continue
+        if HEADER_NAME.match(name) and HEADER_TEXT.match(text):
             fields.setdefault(name.lower(), [name]).append(text)
+        else:  # for one such header the controller would drop the connection
+            log_sentence("The header %r is left out: HTTP does not allow it." % name)
     return fields
 
 
@@ -617,7 +626,7 @@ def encode_body(fields: Fields, body: bytes) -> Union[str, bytes]:
         return as_base64(fields, kind if is_json(kind) else "", charset, body)
     if encoding:
         del fields["content-encoding"]
-    if is_json(kind) and LOOKS_BASE64.match(text.strip(SPACES)):
+    if is_json(kind) and LOOKS_BASE64.match(text):
         return as_base64(fields, kind, charset, text.encode())
     return text
 

@@ -43,7 +43,9 @@ PACKAGES = ("flask", "werkzeug", "apig-wsgi", "serverless-wsgi", "mangum", "a2ws
 PATH = "/model/predict"
 SETTINGS = openwhisk.read_settings()
 KIND = "multipart/form-data; boundary=B0UND"
-HEADERS = {"host": "localhost", "user-agent": "curl/8.5.0", "accept": "*/*", "content-type": KIND}
+AGENT, CLIENT = "curl/8.5.0", "192.0.2.1"
+PROXY = {"x-forwarded-for": CLIENT, "x-forwarded-port": "443", "x-forwarded-proto": "https"}
+HEADERS = {"host": "localhost", "user-agent": AGENT, "accept": "*/*", "content-type": KIND, **PROXY}
 FEWER = {"1 MB": 5, "5 MB": 10}  # the rounds are divided by these
 WARM_UP = 5  # rounds that are not counted
 
@@ -70,13 +72,27 @@ def activation(body: bytes) -> bytes:
 
 
 def api_gateway(body: bytes) -> bytes:
-    """The event of an HTTP API, in its format 2.0."""
-    http = {"method": "POST", "path": PATH, "protocol": "HTTP/1.1", "sourceIp": "192.0.2.1"}
-    ids = {"accountId": "123456789012", "apiId": "0123456789", "requestId": "0123456789abcdef"}
+    """The event of an HTTP API, in its format 2.0, with all that it sends along:
+    https://docs.aws.amazon.com/apigateway/latest/developerguide/http-api-develop-integrations-lambda.html
+    """
+    http = {"method": "POST", "path": PATH, "protocol": "HTTP/1.1", "sourceIp": CLIENT}
+    context = {
+        "accountId": "123456789012",
+        "apiId": "0123456789",
+        "domainName": "0123456789.execute-api.us-east-1.amazonaws.com",
+        "domainPrefix": "0123456789",
+        "http": {**http, "userAgent": AGENT},
+        "requestId": "0123456789abcdef",
+        "routeKey": "$default",
+        "stage": "$default",
+        "time": "29/Aug/2026:09:20:00 +0000",
+        "timeEpoch": 1788000000000,
+    }
     event: dict[str, Any] = {"version": "2.0", "routeKey": "$default", "isBase64Encoded": True}
-    event.update(rawPath=PATH, rawQueryString="", body=base64.b64encode(body).decode())
-    event["headers"] = {**HEADERS, "content-length": str(len(body))}
-    event["requestContext"] = {**ids, "stage": "$default", "http": http}
+    event.update(rawPath=PATH, rawQueryString="", requestContext=context)
+    trace = "Root=1-6a92a480-0123456789abcdef01234567"
+    event["headers"] = {**HEADERS, "content-length": str(len(body)), "x-amzn-trace-id": trace}
+    event["body"] = base64.b64encode(body).decode()
     return json.dumps(event).encode()
 
 
