@@ -213,7 +213,7 @@ BASE_PATH = re.compile(r"(/(?!\.{1,2}(/|\Z))[^/\\?#%\s\0-\x1f\x7f]+)*\Z")
 # X_A and X-A are one name in an environ. Before 2.3, when its datastructures became a package,
 # Werkzeug's server joined their values; since then it ignores X_A, as nginx does.
 JOINS_NAMES = not hasattr(datastructures, "__path__")
-# What an app does not see under these names; compression is the proxy's business.
+# No HTTP_ variables of an app; compression is the proxy's business.
 NOT_SEEN = {"ACCEPT_ENCODING", "CONTENT_LENGTH", "CONTENT_TYPE"}
 
 
@@ -413,7 +413,7 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
 
 # ---- The call -----------------------------------------------------------------------------------
 
-HeaderList = List[Tuple[str, str]]
+HeaderList = List[Tuple[str, str]]  # by name, as each call evaluates start_response's annotations
 Response = Tuple[str, HeaderList, bytes]  # status, headers, body
 
 # An answer is collected up to so many times RESULT_LIMIT: gzip makes JSON smaller, but not by more.
@@ -471,8 +471,8 @@ class OneAtATime:
 
     def __call__(self, environ: Record, start_response: Callable[..., Any]) -> Iterable[bytes]:
         future: Any = Future()
-        is_chunked = environ.get("wsgi.input_terminated")
-        size = -1 if is_chunked else int(environ.get("CONTENT_LENGTH") or 0)
+        has_end = environ.get("wsgi.input_terminated")
+        size = -1 if has_end else int(environ.get("CONTENT_LENGTH") or 0)
         body = environ["wsgi.input"].read(size)  # here, so that nobody waits for a slow client
         own = {"wsgi.input": io.BytesIO(body), "wsgi.multithread": False}
         self.calls.put((future, {**environ, **own}))
@@ -496,7 +496,7 @@ CONTROLLERS = {"connection", "content-length", "date", "server", "transfer-encod
 HEADER_NAME = re.compile(TOKEN + r"\Z")
 HEADER_TEXT = re.compile(r"[\t -~\x80-\xff]*\Z")
 # JSON may be text or base64, and is taken for base64 whenever it looks like it; the controller
-# ignores what is around it.
+# ignores spaces and control characters around it.
 LOOKS_BASE64 = re.compile(
     r"[\0- ]*([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)[\0- ]*\Z"
 )
@@ -532,7 +532,7 @@ def result_of(response: Response, accept_encoding: str = "", cors: str = "") -> 
     Its body is bytes where JSON has to hold base64, which `serialize` makes of them. Raises
     NotCarriedError.
     """
-    status, body = int(response[0][:3]), response[2]
+    status, body = int(response[0].split(None, 1)[0]), response[2]
     fields = fields_of(response[1])
     if cors != "app":
         fields.pop("access-control-allow-origin", None)
