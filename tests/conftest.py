@@ -243,11 +243,13 @@ class Process:
         self, *command: str, cwd: Path, port: int = 0, env: dict[str, str] | None = None
     ) -> None:
         self.port = port
+        # devserver.py sets some of these in this process, for results.py
+        inherited = {name: os.environ[name] for name in os.environ if name[:5] != "__OW_"}
         fixed = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
         self.popen = subprocess.Popen(
             command,
             cwd=cwd,
-            env={**os.environ, **fixed, **(env or {})},
+            env={**inherited, **fixed, **(env or {})},
             text=True,
             errors="replace",
             stdout=subprocess.PIPE,
