@@ -480,9 +480,9 @@ class OneAtATime:
         start_response(status, headers)
         return [body]
 
-    def serve_one(self) -> None:
-        """Waits for the next call."""
-        future, environ = self.calls.get()
+    def serve_one(self, seconds: float) -> None:
+        """The next call; raises queue.Empty if none comes in time."""
+        future, environ = self.calls.get(timeout=seconds)
         try:
             future.set_result(call(self.app, environ, self.limit))
         except BaseException as error:
@@ -923,6 +923,9 @@ NO_APP = (
     "parentheses: WSGI_APP=app:create_app(). Other apps, like FastAPI's, need forward.py: see the "
     "README."
 )
+# The model's signal handlers run in the main thread, which a signal does not wake if it goes to
+# another thread or comes just before the wait; Werkzeug's server looks as often.
+SIGNAL_SECONDS = 0.5
 DEFAULTS = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
 STOPS, STOP_SECONDS = (signal.SIGTERM, signal.SIGINT), 8  # of the 10 that `docker stop` waits
 
@@ -974,7 +977,7 @@ class Model:
     def take(self, app: Any, threaded: bool = True) -> None:
         """Stands in for a server's run(), so it does not return either."""
         is_main = threading.current_thread() is threading.main_thread()
-        wait: Callable[[], Any] = threading.Event().wait
+        wait: Callable[[float], Any] = threading.Event().wait
         if not threaded:
             app = OneAtATime(app, self.limit)
             wait = app.serve_one
@@ -985,7 +988,7 @@ class Model:
             self.waiting_apps.append((threading.current_thread(), app))
         while True:
             with contextlib.suppress(BaseException):  # what a signal handler of the model raises
-                wait()
+                wait(SIGNAL_SECONDS)
             if is_main:
                 self.arm_signals()
 

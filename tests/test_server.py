@@ -158,6 +158,21 @@ class TestSignals:
             process.until("SIGUSR1", process.out)
             assert process.stop() == 0
 
+    def test_should_be_handled_whichever_thread_gets_it(self, stack: str, tmp_path: Path) -> None:
+        lines = (
+            "import signal, threading",
+            "signal.signal(signal.SIGUSR1, lambda *_: print('SIGUSR1'))",
+            "def app(environ, start_response):",
+            "    signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)",
+            "    start_response('200 OK', [])",
+            "    return []",
+        )
+        (tmp_path / "app.py").write_text("\n".join(lines))
+        with running(start_container(stack, tmp_path, WSGI_APP="app:app")) as process:
+            process.post("/init", {"value": {}})
+            process.run(web("/"))
+            process.until("SIGUSR1", process.out)
+
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_should_stop_it_although_the_model_has_run_an_event_loop(
         self, stack: str, number: int
