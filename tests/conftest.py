@@ -426,7 +426,8 @@ def request(
         sent = body if chunks is None else [chunks]
         if raw is not None:
             sent = raw
-        connection.endheaders(sent, encode_chunked=chunks is not None)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before its end
+            connection.endheaders(sent, encode_chunked=chunks is not None)
         return Answer(connection.getresponse())
 
 
