@@ -5,39 +5,37 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 . requirements/install.sh
-install examples/ocr/requirements.txt requirements/test.txt
-options=() missing=()
+logs=$(mktemp -d)
+trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -r "$logs"' EXIT
+options=() missing=() jobs=()
+make_venv
 
 case ${1:-} in
     '') ;;
     --all)
-        if command -v pyenv >/dev/null; then
-            PYENV_VERSION=$(pyenv versions --bare | tr '\n' ':')
-            export PYENV_VERSION
-        fi
         options=(--ignore=tests/test_docker.py --hypothesis-profile=thorough "--stack=$python")
+        versions=$(pyenv versions --bare 2>/dev/null | tr '\n' ':') || true
         for file in requirements/stacks/*.txt; do
             name=$(basename "$file" .txt)
-            if "python${name%%-*}" -V >/dev/null 2>&1; then
+            if PYENV_VERSION=$versions "python${name%%-*}" -V >/dev/null 2>&1; then
                 options+=("--stack=$PWD/.venv/stacks/$name/bin/python")
-                install_stack "$file" &
+                PYENV_VERSION=$versions install_stack "$file" &
+                jobs+=($!)
             else
                 missing+=("$name")
             fi
         done
-        for job in $(jobs -p); do wait "$job"; done
-        unset PYENV_VERSION # python3 is this machine's again
         ;;
     *) fail "./test.sh takes no option but --all." ;;
 esac
+install examples/ocr/requirements.txt requirements/test.txt
+for job in "${jobs[@]}"; do wait "$job"; done
 [ ${#missing[@]} = 0 ] || export MISSING_STACKS="${missing[*]}"
 
-log=$(mktemp -d)
-trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -r "$log"' EXIT
 in_the_background() { # name, command...: what it says is shown if it fails
     local name=$1
     shift
-    "$@" >"$log/$name" 2>&1 || { cat "$log/$name" >&2; exit 1; }
+    "$@" >"$logs/$name" 2>&1 || { cat "$logs/$name" >&2; exit 1; }
 }
 checks=".venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy ."
 failed=0 jobs=()
@@ -48,9 +46,9 @@ if [ "${1:-}" = --all ]; then
     jobs+=($!)
 fi
 .venv/bin/python -m pytest -n "$((2 * $(getconf _NPROCESSORS_ONLN)))" --dist worksteal --cov --instafail \
-    "${options[@]}" tests | tee "$log/tests" || failed=1
+    "${options[@]}" tests | tee "$logs/tests" || failed=1
 for job in "${jobs[@]}"; do wait "$job" || failed=1; done
-[ "${1:-}" != --all ] || echo "With Docker: $(tail -n 1 "$log/docker")"
+[ "${1:-}" != --all ] || echo "With Docker: $(tail -n 1 "$logs/docker")"
 [ $failed = 0 ] || echo "There are failures." >&2
-tail -n 1 "$log/tests"
+tail -n 1 "$logs/tests"
 exit $failed

@@ -2,28 +2,34 @@
 # Sourced by demo.sh and test.sh: install FILE... puts the requirements into .venv, once; $python is its Python.
 # install_stack FILE does that for a stack that is found in models' images, into .venv/stacks.
 
+python=$PWD/.venv/bin/python
+
 fail() {
     echo "$*" >&2
     exit 1
 }
 
-install() {
-    local log stamp
-    python=$PWD/.venv/bin/python stamp=.venv/installed-$(cat "$@" | cksum | tr -d ' ')
-    [ -e "$stamp" ] && return
+make_venv() {
+    local said
+    "$python" -m pip --version >/dev/null 2>&1 && return
     command -v python3 >/dev/null || fail "python3 is missing: install Python 3.9 or newer."
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))' ||
         fail "$(python3 --version) is too old: install Python 3.9 or newer."
-    log=$(mktemp)
-    if ! "$python" -m pip --version >/dev/null 2>&1; then
-        echo "Making .venv"
-        python3 -m venv --clear .venv >"$log" 2>&1 || {
-            cat "$log" >&2
-            rm -rf .venv
-            fail "python3 can't make a virtual environment: install its venv module ('apt install python3-venv' on Debian)."
-        }
-    fi
+    echo "Making .venv"
+    said=$(python3 -m venv --clear .venv 2>&1) || {
+        echo "$said" >&2
+        rm -rf .venv
+        fail "python3 can't make a virtual environment: install its venv module ('apt install python3-venv' on Debian)."
+    }
+}
+
+install() {
+    local log stamp
+    stamp=.venv/installed-$(cat "$@" | cksum | tr -d ' ')
+    [ -e "$stamp" ] && return
+    make_venv
     echo "Installing $* into .venv (some minutes the first time)"
+    log=$(mktemp)
     "$python" -m pip install --disable-pip-version-check "${@/#/-r}" >"$log" 2>&1 || {
         tail -n 5 "$log" >&2
         fail "pip could not install $*: is there a network? All that it said is in $log."

@@ -56,7 +56,7 @@ quick = hypothesis.settings(
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 hypothesis.settings.register_profile("quick", quick)
-hypothesis.settings.register_profile("thorough", quick, max_examples=2000)
+hypothesis.settings.register_profile("thorough", quick, max_examples=800)
 hypothesis.settings.load_profile("quick")
 
 
@@ -81,6 +81,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "only_on(stack, what, how): needs what is only on that stack"
     )
+    config.addinivalue_line(
+        "markers", "stacks(count): with the first stack alone (1), or with the oldest one, too (2)"
+    )
     if config.getoption("--openwhisk") and not config.getoption("--base-image"):
         raise pytest.UsageError("--openwhisk needs --base-image: an image with Python and a stack.")
 
@@ -95,11 +98,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             pythons = {name: pythons[name] for name in pythons if name.startswith(stack)}
             skip = pytest.mark.skip(reason=f"skipped: with {what}; {how}")
             missing = [pytest.param("", marks=skip, id="none")]
-        elif getattr(metafunc.module, "ONE_STACK", False):
-            pythons = dict(list(pythons.items())[:1])
-        elif getattr(metafunc.module, "TWO_STACKS", False):  # and the oldest
-            oldest = [name for name in pythons if name.startswith("3.6")][:1]
-            pythons = {name: pythons[name] for name in [next(iter(pythons)), *oldest]}
+        elif count := metafunc.definition.get_closest_marker("stacks"):
+            oldest = [name for name in pythons if name.startswith("3.6")]
+            names = [next(iter(pythons)), *oldest][: count.args[0]]
+            pythons = {name: pythons[name] for name in names}
         found = [pytest.param(python, id=name) for name, python in pythons.items()]
         metafunc.parametrize("stack", found or missing, scope="session")
 

@@ -24,7 +24,7 @@ from conftest import (
 from playwright.sync_api import BrowserContext, Page
 from test_fidelity import CASES, RAW_CASES, compare, multipart
 
-ONE_STACK = True  # nginx and browsers are the same for all
+pytestmark = pytest.mark.stacks(1)  # nginx and browsers are the same for all
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from conftest import (
 )
 from playwright.sync_api import BrowserContext
 
-ONE_STACK = True  # what this asks for has nothing to do with the others
+pytestmark = pytest.mark.stacks(1)  # what this asks for has nothing to do with the others
 CURL = "curl -F image=@assets/receipt.png http://127.0.0.1:3233/api/v1/web/guest/default/max-ocr"
 
 

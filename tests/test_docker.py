@@ -33,31 +33,25 @@ from conftest import (
 JSON = {"Content-Type": "application/json"}
 Done = subprocess.CompletedProcess[str]
 MODEL = """
-FROM base:test
+FROM base:ocr
 RUN ln -s python3 /usr/bin/python && useradd --create-home max
-ENV PYTHONPATH=/opt/site
-COPY site /opt/site
 """
 # As many images are: python3 without python, a user, a command of the shell, and no Werkzeug, which
-# pip finds in /wheels.
+# pip finds in a folder.
 LANGUAGE = """
-FROM base:test
-ENV PYTHONPATH=/opt/fast PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels
-COPY wheels /wheels
-COPY fast /opt/fast
+FROM base:language
+ENV PIP_NO_INDEX=1 PIP_FIND_LINKS=/opt/site/wheels
 RUN useradd --create-home me
 USER me
 WORKDIR /srv
-COPY language .
+COPY . .
 EXPOSE 8000
 CMD python3 -m uvicorn main:app --host 0.0.0.0 --port 8000
 """
 FACTORY = """
-FROM base:test
-ENV PYTHONPATH=/opt/site
-COPY site /opt/site
+FROM base:ocr
 WORKDIR /srv
-COPY factory .
+COPY . .
 CMD ["gunicorn", "--bind", "0.0.0.0:3000", "app:create_app()"]
 """
 HOMES = {
@@ -69,7 +63,7 @@ HOMES = {
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Docker engine of the tests' own; its address is in DOCKER_HOST."""
-    needs("dockerd", "docker", "docker-registry", "debootstrap")
+    needs("dockerd", "docker", "docker-registry", "mmdebstrap")
     if os.geteuid():
         pytest.skip("needs root for a Docker engine of its own")
     folder = tmp_path_factory.mktemp("docker")
@@ -114,48 +108,36 @@ def registry(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def models(engine: str, registry: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Where the example's images are, in the two layouts that MAX images have."""
     folder = tmp_path_factory.mktemp("image")
-    packages = "python3,python3-pip,ca-certificates"
-    run(
-        "debootstrap",
-        "--variant=minbase",
-        f"--include={packages}",
-        "bookworm",
-        str(folder / "root"),
-    )
-    run("sh", "-c", f"tar -C '{folder}/root' -c . | docker import - base:test")
-    version = run(
-        "chroot",
-        str(folder / "root"),
-        "python3",
-        "-c",
-        "import sys; print('%d.%d' % sys.version_info[:2])",
-    ).strip()
-    wheels = ["--only-binary=:all:", "--python-version", version, "--target", str(folder / "site")]
+
+    def build(tag: str, dockerfile: str, context: Path) -> None:
+        (folder / "Dockerfile").write_text(dockerfile)
+        run("docker", "build", "-q", "-t", tag, "-f", folder / "Dockerfile", context)
+
+    packages = "--include=python3,python3-pip,ca-certificates"
+    run("mmdebstrap", "--variant=minbase", packages, "bookworm", folder / "root.tar")
+    run("docker", "import", folder / "root.tar", "base:test")
+    asked = "import sys; print('%d.%d' % sys.version_info[:2])"
+    version = run("docker", "run", "--rm", "base:test", "python3", "-c", asked).strip()
+    options = ["-q", "--only-binary=:all:", "--python-version", version]
     pip = [sys.executable, "-m", "pip"]
-    run(*pip, "install", "-q", *wheels, "-r", str(ROOT / "examples/ocr/requirements.txt"))
-    wheels[-1] = str(folder / "fast")
-    run(*pip, "install", "-q", *wheels, "-r", str(ROOT / "examples/language/requirements.txt"))
-    run(*pip, "download", "-q", *wheels[:3], "-d", str(folder / "wheels"), "werkzeug")
+    for example in ("ocr", "language"):
+        site, needed = folder / f"{example}-site", ROOT / "examples" / example / "requirements.txt"
+        run(*pip, "install", *options, "--target", site, "-r", needed)
+        if example == "language":
+            run(*pip, "download", *options, "-d", site / "wheels", "werkzeug")
+        installed = "FROM base:test\nENV PYTHONPATH=/opt/site\nCOPY . /opt/site\n"
+        build(f"base:{example}", installed, site)
     shutil.copytree(
         ROOT / "examples/ocr", folder / "ocr", ignore=shutil.ignore_patterns("__pycache__")
     )
-    shutil.rmtree(folder / "root")
     for name, home in HOMES.items():
-        (folder / "Dockerfile").write_text(
-            MODEL + home + "COPY ocr .\nEXPOSE 5000\nCMD python app.py\n"
-        )
-        run("docker", "build", "-q", "-t", f"{registry}/codait/{name}", str(folder))
-        run("docker", "push", "-q", f"{registry}/codait/{name}")
-        run("docker", "rmi", f"{registry}/codait/{name}")
-    shutil.copytree(ROOT / "examples/language", folder / "language")
-    (folder / "Dockerfile").write_text(LANGUAGE)
-    run("docker", "build", "-q", "-t", "others/language", str(folder))
-    shutil.copytree(LIVE_APPS / "factory", folder / "factory")
-    (folder / "Dockerfile").write_text(FACTORY)
-    run("docker", "build", "-q", "-t", "others/factory", str(folder))
-    shutil.copytree(LIVE_APPS / "flask_app", folder / "flask_app")
-    (folder / "Dockerfile").write_text(FACTORY.replace("factory", "flask_app"))
-    run("docker", "build", "-q", "-t", "others/flask-app", str(folder))
+        image = f"{registry}/codait/{name}"
+        build(image, MODEL + home + "COPY . .\nEXPOSE 5000\nCMD python app.py\n", folder / "ocr")
+        run("docker", "push", "-q", image)
+        run("docker", "rmi", image)
+    build("others/language", LANGUAGE, ROOT / "examples/language")
+    build("others/factory", FACTORY, LIVE_APPS / "factory")
+    build("others/flask-app", FACTORY, LIVE_APPS / "flask_app")
     return f"{registry}/codait"
 
 

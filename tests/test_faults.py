@@ -20,7 +20,7 @@ from conftest import (
 
 import devserver
 
-ONE_STACK = True  # what this asks for has nothing to do with the others
+pytestmark = pytest.mark.stacks(1)  # what this asks for has nothing to do with the others
 FAILED = "The request failed; the log says why."
 GENERIC = "There was an error processing your request."
 LONG, SHORT, USUAL = 300, 5, 60  # the action's time limit in seconds

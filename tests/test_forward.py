@@ -34,7 +34,7 @@ from conftest import (
 )
 from test_fidelity import CASES, RAW_CASES, compare, json_body, multipart
 
-TWO_STACKS = True  # it needs the standard library only
+pytestmark = pytest.mark.stacks(2)  # it needs the standard library only
 FORWARD = {"WSGI_APP": "forward:app"}
 # What the server of the MAX app would have to know its path for: links of its own making.
 KNOWS_ITS_PATH = {"Swagger UI"}

@@ -84,6 +84,7 @@ class TestInit:
             result = process.run(web("/"), deadline=deadline)
             assert result["error"]["statusCode"] == 503
 
+    @pytest.mark.stacks(2)
     @pytest.mark.parametrize(
         ("app", "env", "words"),
         [
@@ -256,6 +257,7 @@ class TestApps:
 class TestWsgiApp:
     """WSGI_APP, as gunicorn's."""
 
+    @pytest.mark.stacks(2)
     @pytest.mark.parametrize(
         ("wsgi_app", "language", "threshold"),
         [

@@ -143,6 +143,7 @@ class TestRun:
             lines = text_of(flask_app.run(web("/spawn"), **ids)).splitlines()
             assert {f"__OW_{name.upper()}={text}" for name, text in ids.items()} <= set(lines)
 
+    @pytest.mark.stacks(2)
     @pytest.mark.parametrize("name", EVERY_ID)
     def test_should_take_no_id_that_is_none(self, flask_app: Process, name: str) -> None:
         """It would be in the way of every process that the model starts from then on."""
@@ -469,6 +470,7 @@ class TestBasePath:
             bound["__ow_headers"] = {"x-forwarded-prefix": "//evil"}
             assert environ(process, bound)["SCRIPT_NAME"] == "/of/the/action"
 
+    @pytest.mark.stacks(2)
     @pytest.mark.parametrize(
         ("text", "base"), [("", ""), ("//evil", "/api/v1/web/guest/default/rec")]
     )
@@ -489,6 +491,7 @@ class TestBasePath:
                 base + "/app/"
             )
 
+    @pytest.mark.stacks(2)
     def test_should_be_of_any_number(self, stack: str) -> None:
         env = {"WSGI_APP": "app:app"}
         with running(start_container(stack, LIVE_APPS / "recorder", **env)) as process:

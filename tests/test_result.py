@@ -107,6 +107,7 @@ class TestResult:
         status = Path(f"/proc/{flask_app.popen.pid}/status").read_text()
         assert int(status.partition("VmHWM:")[2].split()[0]) < 300_000  # kB at most
 
+    @pytest.mark.stacks(2)
     @pytest.mark.parametrize(
         ("size", "status"), [(2_000_000, 200), (1_048_577, 200), (524_289, 200)]
     )
@@ -120,6 +121,7 @@ class TestResult:
         assert get["statusCode"] == head["statusCode"] == status
         assert get == head
 
+    @pytest.mark.stacks(2)
     @pytest.mark.parametrize("size", [0, 1, 524_288, 786_396, 786_397, 1_048_576, 2_000_000])
     def test_should_be_as_long_to_a_head_as_to_a_get(self, flask_app: Process, size: int) -> None:
         get, head = (flask_app.run(web(f"/bytes/{size}", method)) for method in ("get", "head"))

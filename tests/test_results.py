@@ -33,7 +33,7 @@ from test_fidelity import CASES, RAW_CASES, compare
 import devserver
 import results
 
-ONE_STACK = True  # what answers belongs to no stack
+pytestmark = pytest.mark.stacks(1)  # what answers belongs to no stack
 RECORDED = {
     recorded["name"]: recorded
     for recorded in json.loads((ROOT / "tests/recordings/activations.json").read_text())

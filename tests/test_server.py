@@ -52,6 +52,7 @@ def test_a_client_that_goes_on_reading_gets_all(stack: str) -> None:
 
 
 class TestSettings:
+    @pytest.mark.stacks(2)
     @pytest.mark.parametrize(
         ("name", "text"),
         [
@@ -142,6 +143,7 @@ class TestSignals:
         with pytest.raises(ConnectionRefusedError):
             flask_app.request("GET", "/")
 
+    @pytest.mark.stacks(2)
     def test_should_not_wait_for_ever(self, flask_app: Process) -> None:
         with concurrent.futures.ThreadPoolExecutor() as pool:
             run = pool.submit(flask_app.run, web("/sleep/30.0"))
