@@ -7,7 +7,12 @@ cd "$(dirname "$0")"
 . requirements/install.sh
 logs=$(mktemp -d)
 trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -r "$logs"' EXIT
-options=() missing=() jobs=()
+in_the_background() { # name, command...: what it says is shown if it fails
+    local name=$1
+    shift
+    "$@" >"$logs/$name" 2>&1 || { cat "$logs/$name" >&2; exit 1; }
+}
+failed=0 options=() missing=() installing=() jobs=()
 make_venv
 
 case ${1:-} in
@@ -20,7 +25,7 @@ case ${1:-} in
             if PYENV_VERSION=$versions "python${name%%-*}" -V >/dev/null 2>&1; then
                 options+=("--stack=$PWD/.venv/stacks/$name/bin/python")
                 PYENV_VERSION=$versions install_stack "$file" &
-                jobs+=($!)
+                installing+=($!)
             else
                 missing+=("$name")
             fi
@@ -28,23 +33,16 @@ case ${1:-} in
         ;;
     *) fail "./test.sh takes no option but --all." ;;
 esac
-install examples/ocr/requirements.txt requirements/test.txt
-for job in "${jobs[@]}"; do wait "$job"; done
 [ ${#missing[@]} = 0 ] || export MISSING_STACKS="${missing[*]}"
 
-in_the_background() { # name, command...: what it says is shown if it fails
-    local name=$1
-    shift
-    "$@" >"$logs/$name" 2>&1 || { cat "$logs/$name" >&2; exit 1; }
-}
-checks=".venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy ."
-failed=0 jobs=()
-in_the_background checks sh -c "$checks" &
+install examples/ocr/requirements.txt requirements/test.txt
+in_the_background checks sh -c ".venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy ." &
 jobs+=($!)
 if [ "${1:-}" = --all ]; then
     in_the_background docker .venv/bin/python -m pytest --all tests/test_docker.py &
     jobs+=($!)
 fi
+for job in "${installing[@]}"; do wait "$job"; done
 .venv/bin/python -m pytest -n "$((2 * $(getconf _NPROCESSORS_ONLN)))" --dist worksteal --cov --instafail \
     "${options[@]}" tests | tee "$logs/tests" || failed=1
 for job in "${jobs[@]}"; do wait "$job" || failed=1; done
