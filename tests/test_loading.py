@@ -76,6 +76,7 @@ class TestInit:
         with running(
             start_container(stack, LIVE_APPS / "slow", LOADED_WHEN=str(tmp_path / "never"))
         ) as process:
+            process.until("loading", process.out)
             deadline = str(int(time.time() * 1000) + 1500)
             answer = process.post("/init", {"value": {"env": {"__OW_DEADLINE": deadline}}})
             assert answer.status == 502
