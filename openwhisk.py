@@ -383,7 +383,7 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     value = message["value"]
     headers = value.get("__ow_headers", {})
     method, path = value["__ow_method"].upper(), value.get("__ow_path") or settings["PREDICT_PATH"]
-    path = wsgi_text(path)
+    path = wsgi_text(path if path[0] == "/" else "/" + path)
     action = message.get("action_name") or os.environ.get("__OW_ACTION_NAME", "/guest/action")
     base = action_path(action)
     if "x-forwarded-prefix" in headers or "BASE_PATH" in settings:
@@ -400,7 +400,7 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     environ: Record = {
         "REQUEST_METHOD": wsgi_text(method),
         "SCRIPT_NAME": base,
-        "PATH_INFO": "/" * (path[0] != "/") + unquote(path, "latin-1"),
+        "PATH_INFO": unquote(path, "latin-1") if "%" in path else path,
         "QUERY_STRING": query,
         "REQUEST_URI": quoted(base) + path + ("?" + query if query else ""),
         "SERVER_NAME": name,
@@ -423,8 +423,9 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
         environ["wsgi.input_terminated"] = True  # spares the app counting, as under gunicorn
     if "__ow_user" in value:
         environ["REMOTE_USER"] = wsgi_text(value["__ow_user"])
-    if headers.get("x-forwarded-for"):  # the last is of the platform's proxy, the others hearsay
-        environ["REMOTE_ADDR"] = wsgi_text(headers["x-forwarded-for"].rpartition(",")[2].strip())
+    clients = headers.get("x-forwarded-for")
+    if clients:  # the last is of the platform's proxy, the others hearsay
+        environ["REMOTE_ADDR"] = wsgi_text(clients.rpartition(",")[2].strip())
     for name, key in IDS.items():
         if name in message:
             environ[key] = message[name]
@@ -516,8 +517,8 @@ class OneAtATime:
 CONTROLLERS = {"connection", "content-length", "date", "server", "transfer-encoding"}
 HEADER_NAME = re.compile(TOKEN + r"\Z")
 HEADER_TEXT = re.compile(r"[\t -~\x80-\xff]*\Z")
-# JSON may be text or base64, and is taken for base64 whenever it looks like it; the controller
-# ignores spaces and control characters around it.
+# JSON may be text or base64, and is taken for base64 whenever it looks like it, as no object, array
+# or string does; the controller ignores spaces and control characters around it.
 LOOKS_BASE64 = re.compile(
     r"[\0- ]*([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)[\0- ]*\Z"
 )
@@ -656,7 +657,7 @@ def encode_body(fields: Fields, body: bytes) -> Union[str, bytes]:
         return as_base64(fields, kind if is_json(kind) else "", charset, body)
     if encoding:
         del fields["content-encoding"]
-    if is_json(kind) and text[:1] not in '{["' and LOOKS_BASE64.match(text):
+    if text[:1] not in '{["' and is_json(kind) and LOOKS_BASE64.match(text):
         return as_base64(fields, kind, charset, text.encode())
     return text
 
