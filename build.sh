@@ -92,14 +92,26 @@ command -v "${DOCKER%% *}" >/dev/null || fail "${DOCKER%% *} is not installed; D
 docker info >/dev/null 2>&1 || fail "the engine does not answer: is it started, and may you use it? Try '$DOCKER info'."
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/build.XXXXXX")
+mkfifo "$work/lock"
+exec 4<>"$work/lock"
+echo >&4
+uncut() { # command...: by no signal, as the engine may go on with a container whose client is gone
+    local status
+    read -r -u 4
+    "$@"
+    status=$?
+    echo >&4
+    return $status
+}
 set -m # each model's job is a process group, which can be ended with all that it has started
 cleanup() {
     local job container
     trap '' INT TERM
+    read -r -t 30 -u 4 || true
     for job in $(jobs -p); do kill -- "-$job" 2>/dev/null || true; done
     wait
     for container in $(docker ps -aq --filter "label=build=$work"); do docker rm -f "$container" >/dev/null 2>&1 || true; done
-    rm -rf "$work/context" "$work/slots" "$work"/*.row
+    rm -rf "$work/context" "$work/lock" "$work/slots" "$work"/*.row
     rmdir "$work" 2>/dev/null || true # logs of failures stay
 }
 trap cleanup EXIT
@@ -162,11 +174,11 @@ build() { # model -> the rest of its row; its output goes to the log
     step "the build failed" docker build -f "$file" "${tags[@]}" --build-arg "REGISTRY=$REGISTRY" --build-arg "MODEL=$1" \
         --build-arg "TAG=$TAG" --build-arg "REVISION=$revision" "$work/context" || return
     error="the image does not start"
-    container=$(docker run -d --label "build=$work" "$image") || return
+    container=$(uncut docker run -d --label "build=$work" "$image") || return
     step "the model does not answer" docker exec "$container" "$python" -c "$ask" "$CHECK"
     local answered=$?
     docker logs "$container" 2>&1
-    docker rm -f "$container"
+    uncut docker rm -f "$container"
     [ $answered = 0 ] || return
     [ "$PUSH" = 1 ] || return 0
     for tag in ${VERSION:+"$VERSION"} latest; do
@@ -177,7 +189,7 @@ build() { # model -> the rest of its row; its output goes to the log
 python_of() { # image -> what its Python is called; python may be a 2.7
     local name recent="import sys; sys.exit(sys.version_info < (3, 6))"
     for name in python python3; do
-        docker run --rm --label "build=$work" --entrypoint "$name" "$1" -c "$recent" >/dev/null 2>&1 && echo "$name" && return
+        uncut docker run --rm --label "build=$work" --entrypoint "$name" "$1" -c "$recent" >/dev/null 2>&1 && echo "$name" && return
     done
     return 1
 }
