@@ -603,7 +603,7 @@ def fields_of(headers: HeaderList) -> Fields:
     fields: Fields = {}
     for name, text in headers:
         key = field_key(name)
-        is_usual = text.isprintable() and is_ascii(text)  # ten times as fast as a pattern
+        is_usual = text.isprintable() and is_ascii(text)  # in half the time of the pattern
         if key is None or not (is_usual or HEADER_TEXT.match(text)):
             # for one such header the controller would drop the connection
             log_sentence("The header %r is left out: HTTP does not allow it." % name)
