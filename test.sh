@@ -13,11 +13,11 @@ in_the_background() { # name, command...: what it says is shown if it fails
     "$@" >"$logs/$name" 2>&1 || { cat "$logs/$name" >&2; exit 1; }
 }
 failed=0 options=() missing=() installing=() jobs=()
-make_venv
 
 case ${1:-} in
     '') ;;
     --all)
+        make_venv # the stacks are in it
         options=(--ignore=tests/test_docker.py --hypothesis-profile=thorough "--stack=$python")
         versions=$(pyenv versions --bare 2>/dev/null | tr '\n' ':') || true
         for file in requirements/stacks/*.txt; do
