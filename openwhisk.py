@@ -33,7 +33,7 @@ import traceback
 import zlib
 from concurrent.futures import Future
 from http.server import HTTPServer
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Set, Tuple, Union
 from urllib.parse import quote, unquote, urlencode
 
 import werkzeug
@@ -136,6 +136,17 @@ CONTENT_TYPE = re.compile(r"\s*({0}/{0})((?:{1})*)[\s;]*\Z".format(TOKEN, PARAME
 CHARSET = re.compile(r";\s*charset=[\"']?([^\"';\s]+)", re.IGNORECASE)
 
 
+@functools.lru_cache(maxsize=32)  # a model's answers have few types
+def media_type(content_type: str) -> Tuple[str, str, bool]:
+    """In lower case, its charset ("" for what is absent or malformed), and whether it is text."""
+    found = CONTENT_TYPE.match(content_type)
+    if not found:
+        return "", "", False
+    kind, parameter = found.group(1).lower(), CHARSET.search(found.group(2))
+    charset = parameter.group(1) if parameter else ""
+    return kind, charset, is_text(kind, charset)
+
+
 def is_json(kind: str) -> bool:
     """Whether it is JSON for the controller, which then takes text as well as base64."""
     return kind == "application/json" or kind.endswith("+json")
@@ -146,20 +157,6 @@ def is_text(kind: str, charset: str) -> bool:
     if kind in TEXT or not charset:
         return kind in TEXT
     return kind.startswith(("text/", "application/")) and not kind.startswith(BINARY)
-
-
-@functools.lru_cache(maxsize=32)  # a model's answers have few types
-def media_type(content_type: str) -> Tuple[str, str, bool]:
-    """The type in lower case, the charset, and whether the controller carries it as text.
-
-    Empty strings for what is absent or malformed.
-    """
-    found = CONTENT_TYPE.match(content_type)
-    if not found:
-        return "", "", False
-    kind, parameters = found.group(1).lower(), CHARSET.search(found.group(2) or "")
-    charset = parameters.group(1) if parameters else ""
-    return kind, charset, is_text(kind, charset)
 
 
 # ---- The message's ids go into the environment --------------------------------------------------
@@ -250,18 +247,16 @@ except (ImportError, AttributeError, OSError):  # pragma: no cover, where Python
 
 def decode_base64(text: bytes) -> bytes:
     """Raises ValueError for anything but whole groups of four characters."""
+    size, padding = len(text) // 4 * 3, text[-2:].count(b"=")
     if len(text) <= 4096 or not EVP_DecodeBlock:  # Python takes at most 12 us
-        data = binascii.a2b_base64(text)  # which skips what is no base64
-        is_whole = len(text) == (len(data) + 2) // 3 * 4
+        data = binascii.a2b_base64(text)
     else:
-        size, padding = len(text) // 4 * 3, text[-2:].count(b"=")
         buffer = bytearray(size + 1)
         address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
         decoded = EVP_DecodeBlock(address, text, len(text))
-        data = bytes(memoryview(buffer)[: size - padding])
-        has_inner_padding = text.find(b"=", 0, len(text) - padding) >= 0  # which is taken for A
-        is_whole = len(text) % 4 == 0 and decoded == size and not has_inner_padding
-    if not is_whole:
+        is_whole = decoded == size and text.find(b"=", 0, len(text) - padding) < 0  # = is a zero
+        data = bytes(memoryview(buffer)[: size - padding]) if is_whole else b""
+    if len(text) % 4 or len(data) != size - padding:
         raise ValueError("__ow_body is not base64")
     return data
 
@@ -321,23 +316,25 @@ def query_and_body(value: Record, headers: Record) -> Tuple[str, Union[bytes, Ba
 def action_path(action_name: str) -> str:
     """The path of the web action's URL: that of /guest/ocr is /api/v1/web/guest/default/ocr."""
     namespace, *package, name = action_name.strip("/").split("/")
-    return wsgi_text("/".join(["/api/v1/web", namespace, *(package or ["default"]), name]))
+    return "/".join(["/api/v1/web", namespace, *(package or ["default"]), name])
 
 
-def base_path(headers: Record, settings: Dict[str, str], own: str) -> str:
+def base_path(message: Record, settings: Dict[str, str]) -> str:
     """The path under which the caller sees the model; empty for the root.
 
     That of the proxy in front (the last one, as for Werkzeug's ProxyFix), else that of the
-    settings, else the web action's own.
+    settings, else the web action's.
     """
+    headers = message["value"].get("__ow_headers", {})
     for text in (headers.get("x-forwarded-prefix"), settings.get("BASE_PATH")):
         if text is not None:
             path = unquote(text.rpartition(",")[2].strip())
             path = path[:-1] if path.endswith("/") else path
             if BASE_PATH.match(path):
-                return wsgi_text(path)
+                return path
             log_sentence("The base path %.200r is ignored: it should be like /models/ocr." % text)
-    return own
+    name = message.get("action_name") or os.environ.get("__OW_ACTION_NAME", "/guest/action")
+    return action_path(name)
 
 
 @functools.lru_cache()
@@ -363,18 +360,6 @@ def environ_key(header: str) -> str:
     return "" if name in NOT_SEEN else "HTTP_" + name
 
 
-def merged(headers: Record) -> Record:
-    """By names with dashes, as X-A and X_A are one in an environ."""
-    texts: Record = {}
-    for name in filter(environ_key, sorted(headers)):  # X-A comes before X_A
-        dashed = name.replace("_", "-")
-        if dashed not in texts:
-            texts[dashed] = headers[name]
-        elif JOINS_NAMES:  # pragma: no cover, before Werkzeug 2.3
-            texts[dashed] += "," + headers[name]
-    return texts
-
-
 def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     """The WSGI environ of a web action's POST /run (tests/recordings/requests.json).
 
@@ -383,11 +368,7 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     value = message["value"]
     headers = value.get("__ow_headers", {})
     method, path = value["__ow_method"].upper(), value.get("__ow_path") or settings["PREDICT_PATH"]
-    path = wsgi_text(path if path[0] == "/" else "/" + path)
-    action = message.get("action_name") or os.environ.get("__OW_ACTION_NAME", "/guest/action")
-    base = action_path(action)
-    if "x-forwarded-prefix" in headers or "BASE_PATH" in settings:
-        base = base_path(headers, settings, base)
+    path, base = wsgi_text(path), wsgi_text(base_path(message, settings))
     query, body = query_and_body(value, headers)
     query = wsgi_text(query)
     stream: Any = io.BytesIO(body) if isinstance(body, bytes) else io.BufferedReader(body, 65536)
@@ -400,7 +381,7 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     environ: Record = {
         "REQUEST_METHOD": wsgi_text(method),
         "SCRIPT_NAME": base,
-        "PATH_INFO": unquote(path, "latin-1") if "%" in path else path,
+        "PATH_INFO": "/" * (path[0] != "/") + unquote(path, "latin-1"),
         "QUERY_STRING": query,
         "REQUEST_URI": quoted(base) + path + ("?" + query if query else ""),
         "SERVER_NAME": name,
@@ -414,8 +395,13 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
     }
-    for header, text in (merged(headers) if "_" in "".join(headers) else headers).items():
-        environ[environ_key(header)] = wsgi_text(text)
+    # X-A comes before X_A, which is rare, and sorting takes longer than a look for it.
+    for header in sorted(headers) if "_" in "".join(headers) else headers:
+        key, text = environ_key(header), wsgi_text(headers[header])
+        if key not in environ:
+            environ[key] = text
+        elif JOINS_NAMES:  # pragma: no cover, before Werkzeug 2.3
+            environ[key] += "," + text
     environ.pop("", None)
     environ["HTTP_HOST"] = host
     if len(body) or method in ("POST", "PUT", "PATCH"):
@@ -423,9 +409,8 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
         environ["wsgi.input_terminated"] = True  # spares the app counting, as under gunicorn
     if "__ow_user" in value:
         environ["REMOTE_USER"] = wsgi_text(value["__ow_user"])
-    clients = headers.get("x-forwarded-for")
-    if clients:  # the last is of the platform's proxy, the others hearsay
-        environ["REMOTE_ADDR"] = wsgi_text(clients.rpartition(",")[2].strip())
+    if headers.get("x-forwarded-for"):  # the last is of the platform's proxy, the others hearsay
+        environ["REMOTE_ADDR"] = wsgi_text(headers["x-forwarded-for"].rpartition(",")[2].strip())
     for name, key in IDS.items():
         if name in message:
             environ[key] = message[name]
@@ -517,8 +502,8 @@ class OneAtATime:
 CONTROLLERS = {"connection", "content-length", "date", "server", "transfer-encoding"}
 HEADER_NAME = re.compile(TOKEN + r"\Z")
 HEADER_TEXT = re.compile(r"[\t -~\x80-\xff]*\Z")
-# JSON may be text or base64, and is taken for base64 whenever it looks like it, as no object, array
-# or string does; the controller ignores spaces and control characters around it.
+# JSON may be text or base64, and is taken for base64 whenever it looks like it; the controller
+# ignores spaces and control characters around it.
 LOOKS_BASE64 = re.compile(
     r"[\0- ]*([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)[\0- ]*\Z"
 )
@@ -527,7 +512,7 @@ GZIP_BYTES, GZIP_PART = 1000, 0.7
 # Base64 is made of so many bytes at a time: 750 kB in 1.6 ms, where all at once take 2.2.
 PIECE = 3 << 16
 
-to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False).encode
+to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 Fields = Dict[str, List[str]]  # by a header's name in lower case: its name, and its texts
 
 
@@ -590,25 +575,16 @@ def cors_headers(cors: str, environ: Record) -> Record:
     return headers
 
 
-@functools.lru_cache()
-def field_key(name: str) -> Optional[str]:
-    """The header's name in lower case; empty for the controller's own, None if HTTP forbids it."""
-    if not HEADER_NAME.match(name):
-        return None
-    return "" if name.lower() in CONTROLLERS else name.lower()
-
-
 def fields_of(headers: HeaderList) -> Fields:
     """The app's headers, but for the controller's own and those that HTTP forbids."""
     fields: Fields = {}
     for name, text in headers:
-        key = field_key(name)
-        is_usual = text.isprintable() and is_ascii(text)  # in half the time of the pattern
-        if key is None or not (is_usual or HEADER_TEXT.match(text)):
-            # for one such header the controller would drop the connection
+        if name.lower() in CONTROLLERS:
+            continue
+        if HEADER_NAME.match(name) and HEADER_TEXT.match(text):
+            fields.setdefault(name.lower(), [name]).append(text)
+        else:  # for one such header the controller would drop the connection
             log_sentence("The header %r is left out: HTTP does not allow it." % name)
-        elif key:
-            fields.setdefault(key, [name]).append(text)
     return fields
 
 
@@ -657,7 +633,7 @@ def encode_body(fields: Fields, body: bytes) -> Union[str, bytes]:
         return as_base64(fields, kind if is_json(kind) else "", charset, body)
     if encoding:
         del fields["content-encoding"]
-    if text[:1] not in '{["' and is_json(kind) and LOOKS_BASE64.match(text):
+    if is_json(kind) and LOOKS_BASE64.match(text):
         return as_base64(fields, kind, charset, text.encode())
     return text
 
@@ -712,15 +688,13 @@ def serialize(result: Record, limit: int = 0) -> Tuple[int, Iterable[bytes]]:
 
     Raises NotCarriedError over the limit (bytes, 0: none), ValueError for NaN, which is not JSON.
     """
-    body: Any = result.get("body")
-    in_base64 = isinstance(body, bytes)
-    text = to_json(dict(result, body="") if in_base64 else result)
-    data = text.encode("utf-8", "backslashreplace")
-    size = len(data) + ((len(body) + 2) // 3 * 4 if in_base64 else 0)
+    body = result["body"] if isinstance(result.get("body"), bytes) else b""
+    data = to_json(dict(result, body="") if body else result).encode("utf-8", "backslashreplace")
+    size = len(data) + (len(body) + 2) // 3 * 4
     if 0 < limit < size:
         or_gzip = " or for gzip (curl --compressed)" if may_be_packed(result) else ""
         raise too_large(str(size), limit, or_gzip)
-    if not in_base64:
+    if not body:
         return size, [data]
     pieces = (body[start : start + PIECE] for start in range(0, len(body), PIECE))
     encoded = (binascii.b2a_base64(piece, newline=False) for piece in pieces)
