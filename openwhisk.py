@@ -209,7 +209,7 @@ LONG_BODY = re.compile(rb'"__ow_body": ?"')
 PLACEHOLDER = "the body is " + os.urandom(16).hex()
 
 # Segments that are neither empty nor dots, of what a browser doesn't take for something else.
-BASE_PATH = re.compile(r"(/(?!\.{1,2}(/|\Z))[^/\\?#%\s\0-\x1f\x7f]+)*\Z")
+BASE_PATH = re.compile(r"((/(?!\.{1,2}(/|\Z))[^/\\?#%\s\0-\x1f\x7f]+)*)/?\Z")
 
 # X_A and X-A are one name in an environ. Before 2.3, when its datastructures became a package,
 # Werkzeug's server joined their values; since then it ignores X_A, as nginx does.
@@ -247,7 +247,7 @@ except (ImportError, AttributeError, OSError):  # pragma: no cover, where Python
 
 def decode_base64(text: bytes) -> bytes:
     """Raises ValueError for anything but whole groups of four characters."""
-    size, padding = len(text) // 4 * 3, text[-2:].count(b"=")
+    size, padding = len(text) // 4 * 3, text.count(b"=", -2)
     if len(text) <= 4096 or not EVP_DecodeBlock:  # Python takes at most 12 us
         data = binascii.a2b_base64(text)
     else:
@@ -326,13 +326,13 @@ def base_path(message: Record, settings: Dict[str, str]) -> str:
     settings, else the web action's.
     """
     headers = message["value"].get("__ow_headers", {})
-    for text in (headers.get("x-forwarded-prefix"), settings.get("BASE_PATH")):
-        if text is not None:
-            path = unquote(text.rpartition(",")[2].strip())
-            path = path[:-1] if path.endswith("/") else path
-            if BASE_PATH.match(path):
-                return path
-            log_sentence("The base path %.200r is ignored: it should be like /models/ocr." % text)
+    for source, name in ((headers, "x-forwarded-prefix"), (settings, "BASE_PATH")):
+        if name in source:
+            path = unquote(source[name].rpartition(",")[2].strip())
+            found = BASE_PATH.match(path)
+            if found:
+                return found.group(1)
+            log_sentence("The base path %.200r is ignored: it should be like /models/ocr." % path)
     name = message.get("action_name") or os.environ.get("__OW_ACTION_NAME", "/guest/action")
     return action_path(name)
 
@@ -367,14 +367,14 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     """
     value = message["value"]
     headers = value.get("__ow_headers", {})
+    if not is_ascii("".join(headers.values())):
+        headers = {name: wsgi_text(text) for name, text in headers.items()}
     method, path = value["__ow_method"].upper(), value.get("__ow_path") or settings["PREDICT_PATH"]
-    path, base = wsgi_text(path), wsgi_text(base_path(message, settings))
     query, body = query_and_body(value, headers)
-    query = wsgi_text(query)
+    path, query, base = map(wsgi_text, (path, query, base_path(message, settings)))
     stream: Any = io.BytesIO(body) if isinstance(body, bytes) else io.BufferedReader(body, 65536)
-    https = headers.get("x-forwarded-proto", "").split(",")[0].lower() == "https"
+    https = headers.get("x-forwarded-proto", "").lower().startswith("https")
     host = headers.get("x-forwarded-host", "").split(",")[0] or headers.get("host") or "localhost"
-    host = wsgi_text(host)
     name, _, port = host.rpartition(":")
     if not port.isdecimal():
         name, port = host, "443" if https else "80"
@@ -395,9 +395,9 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
     }
-    # X-A comes before X_A, which is rare, and sorting takes longer than a look for it.
-    for header in sorted(headers) if "_" in "".join(headers) else headers:
-        key, text = environ_key(header), wsgi_text(headers[header])
+    # X-A comes before X_A, which is rare: to sort them all takes longer.
+    for header, text in sorted(headers.items()) if "_" in "".join(headers) else headers.items():
+        key = environ_key(header)
         if key not in environ:
             environ[key] = text
         elif JOINS_NAMES:  # pragma: no cover, before Werkzeug 2.3
@@ -409,8 +409,9 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
         environ["wsgi.input_terminated"] = True  # spares the app counting, as under gunicorn
     if "__ow_user" in value:
         environ["REMOTE_USER"] = wsgi_text(value["__ow_user"])
-    if headers.get("x-forwarded-for"):  # the last is of the platform's proxy, the others hearsay
-        environ["REMOTE_ADDR"] = wsgi_text(headers["x-forwarded-for"].rpartition(",")[2].strip())
+    client = headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+    if client:  # of the platform's proxy; those before it are hearsay
+        environ["REMOTE_ADDR"] = client
     for name, key in IDS.items():
         if name in message:
             environ[key] = message[name]
@@ -505,7 +506,7 @@ HEADER_TEXT = re.compile(r"[\t -~\x80-\xff]*\Z")
 # JSON may be text or base64, and is taken for base64 whenever it looks like it; the controller
 # ignores spaces and control characters around it.
 LOOKS_BASE64 = re.compile(
-    r"[\0- ]*([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)[\0- ]*\Z"
+    r"[\0- ]*(?:[A-Za-z0-9+/]{4})*[A-Za-z0-9+/]{2}(?:[A-Za-z0-9+/]{2}|[A-Za-z0-9+/]=|==)[\0- ]*\Z"
 )
 # Compression pays from so many bytes on, and if it leaves at most this part of the first 16 KiB.
 GZIP_BYTES, GZIP_PART = 1000, 0.7
@@ -579,10 +580,11 @@ def fields_of(headers: HeaderList) -> Fields:
     """The app's headers, but for the controller's own and those that HTTP forbids."""
     fields: Fields = {}
     for name, text in headers:
-        if name.lower() in CONTROLLERS:
+        key = name.lower()
+        if key in CONTROLLERS:
             continue
         if HEADER_NAME.match(name) and HEADER_TEXT.match(text):
-            fields.setdefault(name.lower(), [name]).append(text)
+            fields.setdefault(key, [name]).append(text)
         else:  # for one such header the controller would drop the connection
             log_sentence("The header %r is left out: HTTP does not allow it." % name)
     return fields
