@@ -47,7 +47,7 @@ Record = Dict[str, Any]
 WSGIApp = Callable[..., Iterable[bytes]]
 
 
-# ---- Settings -----------------------------------------------------------------------------------
+# ---- Settings ----------------------------------------------------------------
 
 ORIGINS = r"(app|\*|https?://[^\s,/]+( https?://[^\s,/]+)*)?\Z"
 SETTINGS: Dict[str, Tuple[str, Callable[[str], Any], str]] = {
@@ -94,7 +94,7 @@ def with_bound(settings: Dict[str, str], value: Record) -> Dict[str, str]:
     return {**settings, **bound}
 
 
-# ---- What the controller carries as text, and what as base64 ------------------------------------
+# ---- What the controller carries as text, and what as base64 -----------------
 
 # What the controller carries as text (tests/recordings/text_media_types.json); all else is base64.
 TEXT = set(
@@ -159,7 +159,7 @@ def is_text(kind: str, charset: str) -> bool:
     return kind.startswith(("text/", "application/")) and not kind.startswith(BINARY)
 
 
-# ---- The message's ids go into the environment --------------------------------------------------
+# ---- The message's ids go into the environment -------------------------------
 
 IDS = {  # of a message: in the environ
     name: "openwhisk." + name
@@ -198,7 +198,7 @@ def export(variables: Dict[str, str]) -> None:
             ctypes.CDLL(None).putenv(variable)
 
 
-# ---- The message becomes a WSGI environ ---------------------------------------------------------
+# ---- The message becomes a WSGI environ --------------------------------------
 
 FORM = "application/x-www-form-urlencoded"
 RESERVED = {"__ow_" + name for name in ("method", "headers", "path", "user", "query", "body")}
@@ -218,6 +218,9 @@ JOINS_NAMES = not hasattr(datastructures, "__path__")
 NOT_SEEN = {"ACCEPT_ENCODING", "CONTENT_LENGTH", "CONTENT_TYPE"}
 
 
+from_json = json.JSONDecoder().decode  # as json.loads, which looks for a BOM first
+
+
 def parse(data: bytes) -> Any:
     """The JSON of POST /init or /run. A long __ow_body of --web raw comes as a memoryview.
 
@@ -227,12 +230,12 @@ def parse(data: bytes) -> Any:
     if found:
         begin, end = found.end(), data.find(b'"', found.end())
         if data.find(b"\\", begin, end) < 0:
-            message = json.loads((data[:begin] + PLACEHOLDER.encode() + data[end:]).decode())
+            message = from_json((data[:begin] + PLACEHOLDER.encode() + data[end:]).decode())
             value = message["value"]
             if value.get("__ow_body") == PLACEHOLDER and "__ow_query" in value:
                 value["__ow_body"] = memoryview(data)[begin:end]
                 return message
-    return json.loads(data.decode())
+    return from_json(data.decode())
 
 
 try:  # OpenSSL, which Python's ssl brings along, decodes 1 MB in 0.6 ms, Python in 1.7 to 3.1
@@ -247,16 +250,17 @@ except (ImportError, AttributeError, OSError):  # pragma: no cover, where Python
 
 def decode_base64(text: bytes) -> bytes:
     """Raises ValueError for anything but whole groups of four characters."""
-    size, padding = len(text) // 4 * 3, text.count(b"=", -2)
+    padding = text.count(b"=", -2)
     if len(text) <= 4096 or not EVP_DecodeBlock:  # Python takes at most 12 us
         data = binascii.a2b_base64(text)
     else:
+        size = len(text) // 4 * 3
         buffer = bytearray(size + 1)
         address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
         decoded = EVP_DecodeBlock(address, text, len(text))
         is_whole = decoded == size and text.find(b"=", 0, len(text) - padding) < 0  # = is a zero
         data = bytes(memoryview(buffer)[: size - padding]) if is_whole else b""
-    if len(text) % 4 or len(data) != size - padding:
+    if (len(data) + padding) * 4 != len(text) * 3:
         raise ValueError("__ow_body is not base64")
     return data
 
@@ -371,7 +375,8 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
         headers = {name: wsgi_text(text) for name, text in headers.items()}
     method, path = value["__ow_method"].upper(), value.get("__ow_path") or settings["PREDICT_PATH"]
     query, body = query_and_body(value, headers)
-    path, query, base = map(wsgi_text, (path, query, base_path(message, settings)))
+    path, query = wsgi_text(path), wsgi_text(query)
+    base = wsgi_text(base_path(message, settings))
     stream: Any = io.BytesIO(body) if isinstance(body, bytes) else io.BufferedReader(body, 65536)
     https = headers.get("x-forwarded-proto", "").lower().startswith("https")
     host = headers.get("x-forwarded-host", "").split(",")[0] or headers.get("host") or "localhost"
@@ -396,12 +401,12 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
         "wsgi.run_once": False,
     }
     # X-A comes before X_A, which is rare: to sort them all takes longer.
-    for header, text in sorted(headers.items()) if "_" in "".join(headers) else headers.items():
+    for header in sorted(headers) if "_" in "".join(headers) else headers:
         key = environ_key(header)
         if key not in environ:
-            environ[key] = text
+            environ[key] = headers[header]
         elif JOINS_NAMES:  # pragma: no cover, before Werkzeug 2.3
-            environ[key] += "," + text
+            environ[key] += "," + headers[header]
     environ.pop("", None)
     environ["HTTP_HOST"] = host
     if len(body) or method in ("POST", "PUT", "PATCH"):
@@ -418,7 +423,7 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     return environ
 
 
-# ---- The call -----------------------------------------------------------------------------------
+# ---- The call ----------------------------------------------------------------
 
 HeaderList = List[Tuple[str, str]]  # by name, as each call evaluates start_response's annotations
 Response = Tuple[str, HeaderList, bytes]  # status, headers, body
@@ -497,12 +502,11 @@ class OneAtATime:
             future.set_exception(error)
 
 
-# ---- The response becomes a result --------------------------------------------------------------
+# ---- The response becomes a result -------------------------------------------
 
 # Headers that the controller sets itself.
 CONTROLLERS = {"connection", "content-length", "date", "server", "transfer-encoding"}
-HEADER_NAME = re.compile(TOKEN + r"\Z")
-HEADER_TEXT = re.compile(r"[\t -~\x80-\xff]*\Z")
+HEADER = re.compile(TOKEN + r"\n[\t -~\x80-\xff]*\Z")  # name and text, on two lines
 # JSON may be text or base64, and is taken for base64 whenever it looks like it; the controller
 # ignores spaces and control characters around it.
 LOOKS_BASE64 = re.compile(
@@ -513,7 +517,7 @@ GZIP_BYTES, GZIP_PART = 1000, 0.7
 # Base64 is made of so many bytes at a time: 750 kB in 1.6 ms, where all at once take 2.2.
 PIECE = 3 << 16
 
-to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False).encode
 Fields = Dict[str, List[str]]  # by a header's name in lower case: its name, and its texts
 
 
@@ -540,7 +544,7 @@ def result_of(response: Response, accept_encoding: str = "", cors: str = "") -> 
     Its body is bytes where JSON has to hold base64, which `serialize` makes of them. Raises
     NotCarriedError.
     """
-    status, body = int(response[0].split(None, 1)[0]), response[2]
+    status, body = int(response[0][:4]), response[2]
     fields = fields_of(response[1])
     if cors != "app":
         fields.pop("access-control-allow-origin", None)
@@ -583,7 +587,7 @@ def fields_of(headers: HeaderList) -> Fields:
         key = name.lower()
         if key in CONTROLLERS:
             continue
-        if HEADER_NAME.match(name) and HEADER_TEXT.match(text):
+        if HEADER.match(name + "\n" + text):
             fields.setdefault(key, [name]).append(text)
         else:  # for one such header the controller would drop the connection
             log_sentence("The header %r is left out: HTTP does not allow it." % name)
@@ -623,10 +627,12 @@ def encode_body(fields: Fields, body: bytes) -> Union[str, bytes]:
     Changes a Content-Type with which it could not carry the body. Raises NotCarriedError.
     """
     kind, charset, as_text = media_type(first(fields, "content-type"))
-    encoding = first(fields, "content-encoding").lower().replace("identity", "")
-    if encoding and "javascript" in kind:
-        fields["content-type"] = ["Content-Type", "text/javascript"]  # which is base64
-        return body
+    encoding = ""
+    if "content-encoding" in fields:
+        encoding = first(fields, "content-encoding").lower().replace("identity", "")
+        if encoding and "javascript" in kind:
+            fields["content-type"] = ["Content-Type", "text/javascript"]  # which is base64
+            return body
     if not as_text or (encoding and is_json(kind)):
         return as_base64(fields, kind, charset, body)
     try:
@@ -635,7 +641,7 @@ def encode_body(fields: Fields, body: bytes) -> Union[str, bytes]:
         return as_base64(fields, kind if is_json(kind) else "", charset, body)
     if encoding:
         del fields["content-encoding"]
-    if is_json(kind) and LOOKS_BASE64.match(text):
+    if is_json(kind) and text[:1] not in '{["' and LOOKS_BASE64.match(text):
         return as_base64(fields, kind, charset, text.encode())
     return text
 
@@ -703,7 +709,7 @@ def serialize(result: Record, limit: int = 0) -> Tuple[int, Iterable[bytes]]:
     return size, itertools.chain([data[:-2]], encoded, [data[-2:]])  # the body comes last
 
 
-# ---- The log ------------------------------------------------------------------------------------
+# ---- The log -----------------------------------------------------------------
 
 SENTINEL = b"XXX_THE_END_OF_A_WHISK_ACTIVATION_XXX\n"  # ends an activation's log on each stream
 
@@ -740,7 +746,7 @@ def log_sentence(sentence: str) -> None:
         print(sentence, file=sys.stderr)
 
 
-# ---- The HTTP server ----------------------------------------------------------------------------
+# ---- The HTTP server ---------------------------------------------------------
 
 
 class Handler(serving.WSGIRequestHandler):
@@ -909,7 +915,7 @@ class Proxy:
         return swagger[: found.start(1)] + own.encode() + swagger[found.end(1) :]
 
 
-# ---- The life cycle -----------------------------------------------------------------------------
+# ---- The life cycle ----------------------------------------------------------
 
 LOOK_SECONDS = 0.2  # between two looks at an app.py that has not run its app yet
 TOO_SLOW = (
@@ -923,14 +929,14 @@ OTHER_SERVERS = (
     "aiohttp.run_app cheroot.serve gevent.serve_forever gunicorn.run hypercorn.run "
     "socketserver.serve_forever tornado.start uvicorn.run waitress.serve"
 ).split()
+OTHER_APPS = "Other apps, like FastAPI's, need forward.py: see the README."
 OTHER_SERVER = (
     "The model's app.py runs %s. If that serves a WSGI app, like those of Flask and Django, name "
-    "it: WSGI_APP=module:attribute. Other apps, like FastAPI's, need forward.py: see the README."
+    "it: WSGI_APP=module:attribute. " + OTHER_APPS
 )
 NO_APP = (
     "%s does not take (environ, start_response) as a WSGI app does. A factory is named with "
-    "parentheses: WSGI_APP=app:create_app(). Other apps, like FastAPI's, need forward.py: see the "
-    "README."
+    "parentheses: WSGI_APP=app:create_app(). " + OTHER_APPS
 )
 # The model's signal handlers run in the main thread, which a signal does not wake if it goes to
 # another thread or comes just before the wait; Werkzeug's server looks as often.
