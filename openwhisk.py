@@ -21,6 +21,7 @@ import inspect
 import io
 import itertools
 import json
+import operator
 import os
 import queue
 import re
@@ -33,12 +34,11 @@ import traceback
 import zlib
 from concurrent.futures import Future
 from http.server import HTTPServer
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Set, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Set, Tuple, Union
 from urllib.parse import quote, unquote, urlencode
 
 import werkzeug
 from werkzeug import datastructures, serving
-from werkzeug.datastructures import Headers
 from werkzeug.http import parse_accept_header
 
 __version__ = "1.1.0"  # as in CHANGELOG.md
@@ -77,9 +77,11 @@ def check_setting(name: str, text: Any) -> str:
 
 def read_settings() -> Dict[str, str]:
     """SETTINGS as the environment has them; exits with a sentence about one that is not valid."""
-    texts = {name: os.environ.get(name) or default for name, (default, _, _) in SETTINGS.items()}
-    if "BASE_PATH" not in os.environ:
-        del texts["BASE_PATH"]  # an empty one is the root
+    texts = {
+        name: os.environ.get(name) or default
+        for name, (default, _, _) in SETTINGS.items()
+        if name != "BASE_PATH" or name in os.environ  # an empty one is the root
+    }
     try:
         return {name: check_setting(name, text) for name, text in texts.items()}
     except ValueError as error:
@@ -138,7 +140,7 @@ CHARSET = re.compile(r";\s*charset=[\"']?([^\"';\s]+)", re.IGNORECASE)
 
 @functools.lru_cache(maxsize=32)  # a model's answers have few types
 def media_type(content_type: str) -> Tuple[str, str, bool]:
-    """In lower case, its charset ("" for what is absent or malformed), and whether it is text."""
+    """The type in lower case, charset ("" for what is absent or malformed), and whether it is text."""
     found = CONTENT_TYPE.match(content_type)
     if not found:
         return "", "", False
@@ -154,9 +156,8 @@ def is_json(kind: str) -> bool:
 
 def is_text(kind: str, charset: str) -> bool:
     """Whether the controller carries it as text."""
-    if kind in TEXT or not charset:
-        return kind in TEXT
-    return kind.startswith(("text/", "application/")) and not kind.startswith(BINARY)
+    may_be_text = kind.startswith(("text/", "application/")) and not kind.startswith(BINARY)
+    return kind in TEXT or (charset != "" and may_be_text)
 
 
 # ---- The message's ids go into the environment -------------------------------
@@ -190,12 +191,11 @@ def checked(variables: Record) -> Dict[str, str]:
 def export(variables: Dict[str, str]) -> None:
     """Into os.environ, and into the environment that child processes get."""
     for name, text in variables.items():
-        is_new = name not in C_VARIABLES
-        variable = C_VARIABLES.setdefault(name, ctypes.create_string_buffer(1100))
-        variable.value = (name + "=" + text).encode()
+        if name not in C_VARIABLES:
+            variable = ctypes.create_string_buffer(name.encode() + b"=", 1100)
+            ctypes.CDLL(None).putenv(C_VARIABLES.setdefault(name, variable))
+        C_VARIABLES[name].value = (name + "=" + text).encode()
         os.environ._data[name.encode()] = text.encode()  # type: ignore[attr-defined]
-        if is_new:
-            ctypes.CDLL(None).putenv(variable)
 
 
 # ---- The message becomes a WSGI environ --------------------------------------
@@ -523,12 +523,11 @@ Fields = Dict[str, List[str]]  # by a header's name in lower case: its name, and
 
 def with_headers(result: Record, extra: Record) -> Record:
     """The result, with more headers; changes it."""
-    if extra:
+    for name, text in extra.items():
         headers = result.get("error", result)["headers"]
-        for name, text in extra.items():
-            if name == "Vary" and name in headers:
-                headers["vary"] = headers.pop(name)  # one more header of that name
-            headers[name] = text
+        if name == "Vary" and name in headers:
+            headers["vary"] = headers.pop(name)  # one more header of that name
+        headers[name] = text
     return result
 
 
@@ -565,14 +564,13 @@ def result_of(response: Response, accept_encoding: str = "", cors: str = "") -> 
 def cors_headers(cors: str, environ: Record) -> Record:
     """What lets a page of another origin call an action with the annotation web-custom-options, to
     whose answers the controller adds nothing: https://fetch.spec.whatwg.org/#http-cors-protocol."""
-    origin = environ.get("HTTP_ORIGIN", "")
     if cors in ("", "app"):
         return {}
-    if cors != "*" and origin not in cors.split():
-        return {"Vary": "Origin"}
-    headers = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "*"}
-    if cors != "*":
-        headers.update({"Access-Control-Allow-Origin": origin, "Vary": "Origin"})
+    origin = "*" if cors == "*" else environ.get("HTTP_ORIGIN", "")
+    vary = {} if cors == "*" else {"Vary": "Origin"}
+    if origin not in cors.split():
+        return vary
+    headers = {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": "*", **vary}
     if environ["REQUEST_METHOD"] == "OPTIONS":
         headers["Access-Control-Allow-Methods"] = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
         wanted = environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "")
@@ -787,7 +785,8 @@ class Handler(serving.WSGIRequestHandler):
 
 
 SWAGGER_BASE = re.compile(rb'"basePath": ?"(/[^"]*)"')
-MOST_BASES = 100  # as a caller can make up any number
+RESTX = {"flask_restx", "flask_restplus"}  # they keep the basePath of their first request
+STAND_IN = "/" + os.urandom(16).hex()  # which is this
 NOT_LOADED = "The model is not loaded; the log says more."
 MALFORMED = "OpenWhisk sends no such message: %s: %s."
 # A message is read up to so many times RESULT_LIMIT, as its JSON may take a hundred times its size.
@@ -800,7 +799,6 @@ class Proxy:
     def __init__(self, model: "Model", settings: Dict[str, str], logs: List[Log]) -> None:
         self.model, self.settings, self.logs = model, settings, logs
         self.limit = int(settings["RESULT_LIMIT"])
-        self.bases = {""}  # that callers have seen
 
     def __call__(self, environ: Record, start_response: Callable[..., Any]) -> Iterable[bytes]:
         endpoint = environ["PATH_INFO"] if environ["REQUEST_METHOD"] == "POST" else ""
@@ -820,9 +818,8 @@ class Proxy:
         extra: Record = {}
         try:
             size = int(environ.get("CONTENT_LENGTH") or 0)
-            if self.limit:
-                size = min(size, self.limit * MESSAGE_FACTOR)
-            data = environ["wsgi.input"].read(max(0, size))
+            most = self.limit * MESSAGE_FACTOR or sys.maxsize
+            data = environ["wsgi.input"].read(max(0, min(size, most)))
             result = self.run(data, extra) if endpoint == "/run" else self.init(data)
             serialized = serialize(with_headers(result, extra), self.limit)
         except NotCarriedError as error:
@@ -882,37 +879,44 @@ class Proxy:
     def web_result(self, value: Record, environ: Record, cors: str) -> Record:
         coding = value.get("__ow_headers", {}).get("accept-encoding", "")
         base = quoted(environ["SCRIPT_NAME"])
-        if len(self.bases) < MOST_BASES:
-            self.bases.add(base)
-        status, headers, body = self.call(environ)
         is_schema = environ["PATH_INFO"] == "/swagger.json"
+        if is_schema and RESTX.intersection(sys.modules):
+            environ["SCRIPT_NAME"] = STAND_IN
+        status, headers, body = self.call(environ)
         if environ["REQUEST_METHOD"] == "HEAD":
             # The controller's Content-Length is that of the body, which it leaves out then.
-            length = int(Headers(headers).get("Content-Length", 0))
+            length = int(datastructures.Headers(headers).get("Content-Length", 0))
             # What may be too large in base64, and then fit in gzip, has to be made.
             if is_schema or 0 < self.limit < length * 2:
                 status, headers, body = self.call(dict(environ, REQUEST_METHOD="GET"))
             else:
                 body, coding = b" " * length, ""
         if is_schema:
-            body = self.with_base(body, base)
+            body = with_base(body, base)
+            headers = [(name, text.replace(STAND_IN, base)) for name, text in headers]
         is_bare = value["__ow_method"] == "get" and not value.get("__ow_path")
         is_browser = "text/html" in environ.get("HTTP_ACCEPT", "")
         if is_bare and is_browser and status[:3] in ("404", "405"):  # then to Swagger UI
-            if not environ["SCRIPT_NAME"]:  # whose URL is the bare one, then
+            if not base:  # whose URL is the bare one, then
                 return result_of(self.call(dict(environ, PATH_INFO="/")), coding, cors)
             return result_of(("302 Found", [("Location", base + "/")], b""))
         return result_of((status, headers, body), coding, cors)
 
-    def with_base(self, swagger: bytes, base: str) -> bytes:
-        """With this caller's basePath: flask-restx keeps that of its first request."""
-        found = SWAGGER_BASE.search(swagger)
-        if not found:
-            return swagger
-        path = found.group(1).decode()
-        kept = max((one for one in self.bases if path.startswith(one)), key=len)
-        own = base + path[len(kept) :].rstrip("/") or "/"
-        return swagger[: found.start(1)] + own.encode() + swagger[found.end(1) :]
+
+def with_base(swagger: bytes, base: str) -> bytes:
+    """The schema with this caller's basePath."""
+    found = SWAGGER_BASE.search(swagger)
+    if not found:
+        return swagger
+    path = found.group(1).decode()
+    if path.startswith(STAND_IN):
+        path = path[len(STAND_IN) :]
+    elif RESTX.intersection(sys.modules):
+        path = ""  # of an earlier caller, whose request was validated
+    elif path.startswith(base):
+        path = path[len(base) :]
+    own = (base + path).rstrip("/") or "/"
+    return swagger[: found.start(1)] + own.encode() + swagger[found.end(1) :]
 
 
 # ---- The life cycle ----------------------------------------------------------
@@ -992,7 +996,7 @@ class Model:
     def take(self, app: Any, threaded: bool = True) -> None:
         """Stands in for a server's run(), so it does not return either."""
         is_main = threading.current_thread() is threading.main_thread()
-        wait: Callable[[float], Any] = threading.Event().wait
+        wait: Callable[[float], Any] = time.sleep
         if not threaded:
             app = OneAtATime(app, self.limit)
             wait = app.serve_one
@@ -1014,15 +1018,16 @@ class Model:
     def search_main_thread(self) -> None:
         """For an app.py that waits for the thread which runs the app, or runs another server."""
         for frame in frames_of_main_thread():
-            module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+            package = frame.f_globals.get("__name__", "").partition(".")[0]
+            function = package + "." + frame.f_code.co_name
             for thread, app in self.waiting_apps:
-                if (module, function) != ("threading", "join") or self.loaded.is_set():
-                    continue
-                if thread is frame.f_locals["self"] or (self.has_ended and not thread.daemon):
+                is_awaited = function == "threading.join" and (
+                    thread is frame.f_locals["self"] or (self.has_ended and not thread.daemon)
+                )
+                if is_awaited and not self.loaded.is_set():
                     self.use(app)
-            server = module.partition(".")[0]
-            if server + "." + function in OTHER_SERVERS:
-                self.error = OTHER_SERVER % server
+            if function in OTHER_SERVERS:
+                self.error = OTHER_SERVER % package
                 self.loaded.set()
 
     def is_loaded(self) -> bool:
@@ -1030,7 +1035,7 @@ class Model:
             self.search_main_thread()
         return self.loaded.is_set() and not self.error
 
-    def wait(self, deadline: str = "") -> str:
+    def wait(self, deadline: str) -> str:
         """Until a second before the deadline (milliseconds since 1970); returns what went wrong."""
         while not self.is_loaded() and not self.error:
             left = int(deadline) / 1000 - 1 - time.time() if deadline else LOOK_SECONDS
@@ -1040,17 +1045,15 @@ class Model:
         return self.error
 
 
-def frames_of_main_thread() -> Iterator[Any]:
+def frames_of_main_thread() -> List[Any]:
     """From the innermost one."""
-    frame: Any = sys._current_frames().get(threading.main_thread().ident or 0)
-    while frame:
-        yield frame
-        frame = frame.f_back
+    innermost = sys._current_frames()[threading.main_thread().ident or 0]
+    return [frame for frame, _ in traceback.walk_stack(innermost)]
 
 
 def place_of_main_thread() -> str:
     """The line of the model's own code which runs, not one of a library that it is in."""
-    frames = list(frames_of_main_thread())
+    frames = frames_of_main_thread()
     own = [frame for frame in frames if not LIBRARY.match(frame.f_code.co_filename)]
     frame = (own or frames)[0]
     return "%s, line %d, %s" % (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
@@ -1063,9 +1066,7 @@ def app_of(name: str) -> WSGIApp:
     """
     module, _, text = name.partition(":")
     path, parenthesis, _ = text.partition("(")
-    app: Any = importlib.import_module(module)
-    for attribute in path.split("."):
-        app = getattr(app, attribute)
+    app: Any = operator.attrgetter(path)(importlib.import_module(module))
     if parenthesis:
         expression: Any = ast.parse(text, mode="eval").body
         arguments = map(ast.literal_eval, expression.args)
@@ -1086,12 +1087,10 @@ def takes_wsgi(app: Any) -> bool:
         return False
     except ValueError:  # a builtin that does not say
         return True
-    try:
-        signature.bind()
-    except TypeError:
-        return True
-    takes_any = any(some.kind == some.VAR_POSITIONAL for some in signature.parameters.values())
-    return takes_any or not inspect.isfunction(app)
+    return not inspect.isfunction(app) or any(
+        some.default is some.empty and some.kind != some.VAR_KEYWORD
+        for some in signature.parameters.values()
+    )
 
 
 def stop_on_signals(server: serving.BaseWSGIServer, logs: List[Log]) -> Callable[[], None]:
@@ -1102,6 +1101,8 @@ def stop_on_signals(server: serving.BaseWSGIServer, logs: List[Log]) -> Callable
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     fork = os.fork
+    block = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, STOPS)
+    unblock = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOPS)
 
     def stop(number: int, _: Any) -> None:
         os.write(writer, bytes([number]))
@@ -1111,12 +1112,6 @@ def stop_on_signals(server: serving.BaseWSGIServer, logs: List[Log]) -> Callable
         for number in STOPS:
             if signal.getsignal(number) in DEFAULTS:
                 signal.signal(number, stop)
-
-    def block() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-
-    def unblock() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
     def forget() -> None:  # pragma: no cover, where coverage is not taken along
         """In a process that the model forks, which is not this server."""

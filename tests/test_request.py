@@ -9,7 +9,9 @@ import io
 import json
 import os
 import socket
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from conftest import (
@@ -413,6 +415,29 @@ def environ(process: Process, value: dict[str, Any], **fields: Any) -> dict[str,
     return seen
 
 
+RESTX_APP = """
+from flask import Flask
+
+try:
+    from flask_restplus import Api, Resource
+except ImportError:
+    from flask_restx import Api, Resource
+
+app = Flask(__name__)
+api = Api(app)
+
+
+@api.route("/validated")
+class Validated(Resource):
+    @api.expect(api.schema_model("Any", {"type": "object"}), validate=True)
+    def post(self):
+        return {}
+
+
+app.run()
+"""
+
+
 class TestBasePath:
     """Where the caller sees the model: SCRIPT_NAME."""
 
@@ -495,10 +520,39 @@ class TestBasePath:
     def test_should_be_of_any_number(self, stack: str) -> None:
         env = {"WSGI_APP": "app:app"}
         with running(start_container(stack, LIVE_APPS / "recorder", **env)) as process:
-            for number in range(openwhisk.MOST_BASES + 1):
+            for number in range(101):
                 base = f"/{number}"
                 seen = environ(process, web("/swagger.json", x_forwarded_prefix=base))
                 assert seen["SCRIPT_NAME"] == base
+
+    @pytest.mark.parametrize(
+        ("first", "method"), [("/swagger.json", "get"), ("/validated", "post")]
+    )
+    def test_should_not_be_another_callers(
+        self, stack: str, tmp_path: Path, first: str, method: str
+    ) -> None:
+        """flask-restx keeps the basePath of its first request, or of the first that it validates."""
+        (tmp_path / "app.py").write_text(RESTX_APP)
+        body = base64.b64encode(b'{"a": 1}').decode() if method == "post" else ""
+        headers = {"content_type": "application/json", "x_forwarded_prefix": "/evil"}
+        with running(start_container(stack, tmp_path)) as process:
+            for number in range(101):
+                process.run(web("/x", x_forwarded_prefix=f"/{number}"))
+            assert process.run(web(first, method, body, **headers))["statusCode"] == 200
+            for base in ("/ocr", "/", "/ocr/v1"):
+                swagger = text_of(process.run(web("/swagger.json", x_forwarded_prefix=base)))
+                assert json.loads(swagger)["basePath"] == base
+
+    @pytest.mark.stacks(2)
+    def test_should_come_before_a_base_path_of_the_apps_own(self, stack: str) -> None:
+        schema = base64.b64encode(b'{"basePath": "/v1"}').decode()
+        headers = [["Content-Type", "application/json"]]
+        query = "answer=" + quote(json.dumps({"status": 200, "headers": headers, "body": schema}))
+        env = {"WSGI_APP": "app:app"}
+        with running(start_container(stack, LIVE_APPS / "recorder", **env)) as process:
+            for base, expected in (("/v1", "/v1"), ("/ocr", "/ocr/v1"), ("/", "/v1")):
+                value = web("/swagger.json", query=query, x_forwarded_prefix=base)
+                assert json.loads(text_of(process.run(value)))["basePath"] == expected
 
     def test_should_not_send_a_browser_at_the_root_in_circles(self, max_app: Process) -> None:
         result = max_app.run(web(x_forwarded_prefix="/", accept="text/html"))
