@@ -140,7 +140,7 @@ CHARSET = re.compile(r";\s*charset=[\"']?([^\"';\s]+)", re.IGNORECASE)
 
 @functools.lru_cache(maxsize=32)  # a model's answers have few types
 def media_type(content_type: str) -> Tuple[str, str, bool]:
-    """The type in lower case, charset ("" for what is absent or malformed), and whether it is text."""
+    """The type in lower case, charset ("" if absent or malformed), and whether it is text."""
     found = CONTENT_TYPE.match(content_type)
     if not found:
         return "", "", False
