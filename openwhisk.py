@@ -200,7 +200,6 @@ def export(variables: Dict[str, str]) -> None:
 
 # ---- The message becomes a WSGI environ --------------------------------------
 
-FORM = "application/x-www-form-urlencoded"
 RESERVED = {"__ow_" + name for name in ("method", "headers", "path", "user", "query", "body")}
 NO_PARAMETERS = RESERVED.union(BOUND)
 
@@ -217,8 +216,7 @@ JOINS_NAMES = not hasattr(datastructures, "__path__")
 # No HTTP_ variables of an app; compression is the proxy's business.
 NOT_SEEN = {"ACCEPT_ENCODING", "CONTENT_LENGTH", "CONTENT_TYPE"}
 
-
-from_json = json.JSONDecoder().decode  # as json.loads, which looks for a BOM first
+from_json = json.JSONDecoder().decode  # json.loads looks for a BOM
 
 
 def parse(data: bytes) -> Any:
@@ -303,7 +301,7 @@ def query_and_body(value: Record, headers: Record) -> Tuple[str, Union[bytes, Ba
         if not has_body and value["__ow_method"] not in ("get", "head"):
             if is_json(kind):
                 return "", json.dumps(parameters).encode()
-            if kind == FORM:
+            if kind == "application/x-www-form-urlencoded":
                 return "", urlencode(parameters).encode()
         query = urlencode(parameters)
         if has_body and is_json(kind):
@@ -785,7 +783,7 @@ class Handler(serving.WSGIRequestHandler):
 
 
 SWAGGER_BASE = re.compile(rb'"basePath": ?"(/[^"]*)"')
-RESTX = {"flask_restx", "flask_restplus"}  # they keep the basePath of their first request
+RESTX = {"flask_restx", "flask_restplus"}  # keep the basePath of their first request
 STAND_IN = "/" + os.urandom(16).hex()  # which is this
 NOT_LOADED = "The model is not loaded; the log says more."
 MALFORMED = "OpenWhisk sends no such message: %s: %s."
@@ -892,7 +890,7 @@ class Proxy:
             else:
                 body, coding = b" " * length, ""
         if is_schema:
-            body = with_base(body, base)
+            body = with_base(body, base).replace(STAND_IN.encode(), base.encode())
             headers = [(name, text.replace(STAND_IN, base)) for name, text in headers]
         is_bare = value["__ow_method"] == "get" and not value.get("__ow_path")
         is_browser = "text/html" in environ.get("HTTP_ACCEPT", "")
@@ -912,7 +910,7 @@ def with_base(swagger: bytes, base: str) -> bytes:
     if path.startswith(STAND_IN):
         path = path[len(STAND_IN) :]
     elif RESTX.intersection(sys.modules):
-        path = ""  # of an earlier caller, whose request was validated
+        path = ""  # of an earlier caller whose request was validated
     elif path.startswith(base):
         path = path[len(base) :]
     own = (base + path).rstrip("/") or "/"

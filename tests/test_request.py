@@ -416,7 +416,7 @@ def environ(process: Process, value: dict[str, Any], **fields: Any) -> dict[str,
 
 
 RESTX_APP = """
-from flask import Flask
+from flask import Flask, redirect, request
 
 try:
     from flask_restplus import Api, Resource
@@ -425,6 +425,12 @@ except ImportError:
 
 app = Flask(__name__)
 api = Api(app)
+
+
+@app.before_request
+def login():
+    if "refuse" in request.args:
+        return redirect(request.script_root + "/login")
 
 
 @api.route("/validated")
@@ -542,6 +548,10 @@ class TestBasePath:
             for base in ("/ocr", "/", "/ocr/v1"):
                 swagger = text_of(process.run(web("/swagger.json", x_forwarded_prefix=base)))
                 assert json.loads(swagger)["basePath"] == base
+            value = web("/swagger.json", query="refuse", x_forwarded_prefix="/ocr")
+            refused = process.run(value)
+            assert refused["headers"]["Location"].endswith("/ocr/login")
+            assert '"/ocr/login"' in text_of(refused)
 
     @pytest.mark.stacks(2)
     def test_should_come_before_a_base_path_of_the_apps_own(self, stack: str) -> None:
