@@ -77,6 +77,7 @@ class TestRun:
                 {"host": "h", "x_forwarded_proto": "https,http", "x_forwarded_host": "f:8443, g"},
                 ("https", "f:8443", "f", "8443"),
             ),
+            ({"host": "h", "x_forwarded_proto": "httpsx"}, ("http", "h", "h", "80")),
             ({}, ("http", "localhost", "localhost", "80")),
         ],
     )

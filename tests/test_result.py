@@ -46,9 +46,10 @@ class TestResult:
             ]
             == 400
         )
-        result = flask_app.run(web("/status/700"))
-        assert result["error"]["statusCode"] == 500
-        assert "700" in result["error"]["body"]
+        for status in ("99", "700", "2000"):
+            result = flask_app.run(web(f"/status/{status}"))
+            assert result["error"]["statusCode"] == 500
+            assert f"answered with status {status}, " in result["error"]["body"]
 
     def test_should_answer_an_exception_with_a_sentence_and_log_the_traceback(
         self, flask_app: Process

@@ -170,8 +170,8 @@ class Raises:
         if environ["PATH_INFO"] == "/write":
             start_response("200 OK", [("Content-Type", "text/plain")])(b"written, ")
             return [b"returned"]
-        if environ["PATH_INFO"] == "/status/700":
-            start_response("700 Odd", [("Content-Type", "text/plain")])
+        if environ["PATH_INFO"] in ("/status/99", "/status/700", "/status/2000"):
+            start_response(environ["PATH_INFO"][8:] + " Odd", [("Content-Type", "text/plain")])
             return [b"odd"]
         if environ["PATH_INFO"] == "/split":
             start_response(
