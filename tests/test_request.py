@@ -294,6 +294,12 @@ class TestMessage:
         assert recorder.post("/init", message).status in (200, 502)
         assert recorder.run(web("/alive"))["statusCode"] == 200
 
+    def test_should_be_one_json_text(self, recorder: Process) -> None:
+        message = json.dumps({"value": web("/x")}).encode()
+        assert recorder.post("/run", b"\n " + message + b"\r\n").json["statusCode"] == 200
+        answer = recorder.post("/run", message + b" {}").json
+        assert "it is more than JSON" in answer["error"]["body"]
+
     @pytest.mark.parametrize("body", [*NOT_BASE64, 10**11])
     def test_should_be_refused_when_its_body_is_not_base64(
         self, recorder: Process, body: Any
