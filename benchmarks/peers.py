@@ -49,7 +49,6 @@ AGENT, CLIENT = "curl/8.5.0", "192.0.2.1"
 PROXY = {"x-forwarded-for": CLIENT, "x-forwarded-port": "443", "x-forwarded-proto": "https"}
 HEADERS = {"host": "localhost", "user-agent": AGENT, "accept": "*/*", "content-type": KIND, **PROXY}
 FEWER = {"1 MB": 5, "5 MB": 10}  # the rounds are divided by these
-WARM_UP = 10  # rounds that are not counted
 
 Adapter = Callable[[bytes], bytes]
 Call = Callable[[], bytes]
@@ -161,16 +160,19 @@ def check(name: str, data: bytes, size: int) -> None:
 
 
 def medians(calls: dict[str, Call], rounds: int) -> list[float]:
-    """In ms. The order is one of chance, as each call leaves its garbage to the next one."""
+    """In ms, of the second half of the rounds: before that Python still adapts its bytecode.
+
+    The order is one of chance, as each call leaves its garbage to the next one.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     order, chance = list(calls), random.Random(0)
-    for _ in range(WARM_UP + rounds):
+    for _ in range(rounds):
         chance.shuffle(order)
         for name in order:
             started = time.perf_counter()
             calls[name]()
             seconds[name].append(time.perf_counter() - started)
-    return [1000 * statistics.median(some[WARM_UP:]) for some in seconds.values()]
+    return [1000 * statistics.median(some[rounds // 2 :]) for some in seconds.values()]
 
 
 def measure(rounds: int) -> dict[str, list[float]]:
@@ -194,7 +196,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     text = "of 1 kB and of 100 kB; a fifth of 1 MB, a tenth of 5 MB (default: %(default)s)"
-    parser.add_argument("--rounds", type=int, default=200, help=text)
+    parser.add_argument("--rounds", type=int, default=600, help=text)
     parser.add_argument("--processes", type=int, default=10, help="(default: %(default)s)")
     options = parser.parse_args()
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
