@@ -183,7 +183,7 @@ import openwhisk
 data = sys.stdin.buffer.read()
 logs = [openwhisk.Log(2), openwhisk.Log(2)]
 model = openwhisk.Model(0, logs)
-proxy = openwhisk.Proxy(model, dict(openwhisk.read_settings(), RESULT_LIMIT="0"), logs)
+proxy = openwhisk.Proxy(model, openwhisk.read_settings())
 def run():
     environ = dict(REQUEST_METHOD="POST", PATH_INFO="/run", CONTENT_LENGTH=str(len(data)))
     environ["wsgi.input"] = io.BytesIO(data)

@@ -1,6 +1,6 @@
 """What an adapter takes of a request: openwhisk.py, those of AWS Lambda, and the obvious design.
 
-    python benchmarks/peers.py [--rounds N]
+    python benchmarks/peers.py [--rounds N] [--processes N]
 
 Takes the packages of `pip install apig-wsgi serverless-wsgi mangum a2wsgi`. All have the same Flask
 app and upload in one process, in turn, from their platform's event as JSON to the answer as JSON;

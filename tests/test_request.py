@@ -298,7 +298,8 @@ class TestMessage:
         message = json.dumps({"value": web("/x")}).encode()
         assert recorder.post("/run", b"\n " + message + b"\r\n").json["statusCode"] == 200
         answer = recorder.post("/run", message + b" {}").json
-        assert "it is more than JSON" in answer["error"]["body"]
+        assert answer["error"]["statusCode"] == 400
+        assert "Extra data" in answer["error"]["body"]
 
     @pytest.mark.parametrize("body", [*NOT_BASE64, 10**11])
     def test_should_be_refused_when_its_body_is_not_base64(
