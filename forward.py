@@ -35,7 +35,7 @@ class StartError(Exception):
     """The server does not start; the text is a sentence for the log."""
 
 
-# ---- Settings ----------------------------------------------------------------
+# ---- Settings ----
 
 
 def number(name: str, default: str, most: int) -> int:
@@ -59,7 +59,7 @@ def read_settings() -> Tuple[List[str], int, int]:
     return sys.argv[1:], port, number("UPSTREAM_TIMEOUT", "240", 86400)
 
 
-# ---- The server's process ----------------------------------------------------
+# ---- The server's process ----
 
 STOP_SECONDS = 5  # for which the server may go on after SIGTERM
 END_SECONDS = 1  # for which a process may take to end after it has closed its connections
@@ -237,7 +237,7 @@ def log(sentence: str) -> None:
         print("forward.py: " + sentence, file=sys.stderr)
 
 
-# ---- Connections -------------------------------------------------------------
+# ---- Connections ----
 
 IDLE_SECONDS = 1  # after which a connection is not used again: servers close theirs after 2 to 5
 
@@ -280,7 +280,7 @@ def is_open(sock: socket.socket) -> bool:
     return not readable.poll(0)
 
 
-# ---- The request -------------------------------------------------------------
+# ---- The request ----
 
 # https://www.rfc-editor.org/rfc/rfc9110#section-7.6.1, and Expect, which the WSGI server has met.
 HOP_BY_HOP = set(
@@ -349,7 +349,7 @@ def send(connection: http.client.HTTPConnection, environ: Environ) -> None:
             left = left - len(data) if data else 0
 
 
-# ---- The response ------------------------------------------------------------
+# ---- The response ----
 
 # Up to so many bytes an answer of known length is read before it is passed on, so that one that
 # breaks off is a 502.
@@ -401,7 +401,7 @@ def sentence_of(status: str, sentence: str, start_response: Callable[..., Any]) 
     return [data]
 
 
-# ---- The app -----------------------------------------------------------------
+# ---- The app ----
 
 NO_WEBSOCKET = "WebSocket connections are not forwarded: use the model's HTTP."
 

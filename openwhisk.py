@@ -41,13 +41,13 @@ import werkzeug
 from werkzeug import datastructures, serving
 from werkzeug.http import parse_accept_header
 
-__version__ = "1.1.0"  # as in CHANGELOG.md
+__version__ = "1.1.0"
 
 Record = Dict[str, Any]
 WSGIApp = Callable[..., Iterable[bytes]]
 
 
-# ---- Settings ----------------------------------------------------------------
+# ---- Settings ----
 
 ORIGINS = r"(app|\*|https?://[^\s,/]+( https?://[^\s,/]+)*)?\Z"
 SETTINGS: Dict[str, Tuple[str, Callable[[str], Any], str]] = {
@@ -58,12 +58,12 @@ SETTINGS: Dict[str, Tuple[str, Callable[[str], Any], str]] = {
         re.compile(r"([\w.]+:[^\d\W][\w.]*(\(.*\))?)?\Z").match,
         "module:attribute or module:factory()",
     ),
-    "PREDICT_PATH": ("/model/predict", re.compile(r"/[!-~]*\Z").match, "a path that begins with /"),
+    "PREDICT_PATH": ("/model/predict", re.compile(r"/[^?#\s]*\Z").match, "a path like /predict"),
     "RESULT_LIMIT": ("1048576", str.isdecimal, "a number of bytes, or 0 for no limit"),
-    "BASE_PATH": ("", lambda text: True, ""),  # what is none gets ignored, like a caller's
+    "BASE_PATH": ("", lambda text: True, "a path"),  # `base_path` ignores one that it can't take
     "CORS": ("", re.compile(ORIGINS).match, "app, * or origins like https://example.com"),
 }
-# May also be bound to an action, as no caller can override a bound parameter.
+# Those that an action may also have as parameters, which no caller can override.
 BOUND = ("PREDICT_PATH", "BASE_PATH", "CORS")
 
 
@@ -96,9 +96,9 @@ def with_bound(settings: Dict[str, str], value: Record) -> Dict[str, str]:
     return {**settings, **bound}
 
 
-# ---- What the controller carries as text, and what as base64 -----------------
+# ---- What the controller carries as text, and what as base64 ----
 
-# What the controller carries as text (tests/recordings/text_media_types.json); all else is base64.
+# Text (tests/recordings/text_media_types.json); all else is base64.
 TEXT = set(
     """
     application/atom+xml application/base64 application/javascript application/json
@@ -117,7 +117,7 @@ TEXT = set(
     """.split()
 )
 # A charset makes other types text too, but none that begins like these, nor images, sounds and the
-# like: its HTTP library has them registered as binary (MediaType.scala of Apache Pekko HTTP 1.1).
+# like: the controller has them registered as binary (MediaType.scala of Apache Pekko HTTP 1.1).
 BINARY = tuple(
     """
     application/cbor application/gnutar application/grpc application/java-archive application/lha
@@ -138,7 +138,7 @@ CONTENT_TYPE = re.compile(r"\s*({0}/{0})((?:{1})*)[\s;]*\Z".format(TOKEN, PARAME
 CHARSET = re.compile(r";\s*charset=[\"']?([^\"';\s]+)", re.IGNORECASE)
 
 
-@functools.lru_cache(maxsize=32)  # a model's answers have few types
+@functools.lru_cache()
 def media_type(content_type: str) -> Tuple[str, str, bool]:
     """The type in lower case, charset ("" if absent or malformed), and whether it is text."""
     found = CONTENT_TYPE.match(content_type)
@@ -160,7 +160,7 @@ def is_text(kind: str, charset: str) -> bool:
     return kind in TEXT or (charset != "" and may_be_text)
 
 
-# ---- The message's ids go into the environment -------------------------------
+# ---- The message's ids go into the environment ----
 
 IDS = {  # of a message: in the environ
     name: "openwhisk." + name
@@ -198,7 +198,7 @@ def export(variables: Dict[str, str]) -> None:
         os.environ._data[name.encode()] = text.encode()  # type: ignore[attr-defined]
 
 
-# ---- The message becomes a WSGI environ --------------------------------------
+# ---- The message becomes a WSGI environ ----
 
 RESERVED = {"__ow_" + name for name in ("method", "headers", "path", "user", "query", "body")}
 NO_PARAMETERS = RESERVED.union(BOUND)
@@ -228,7 +228,7 @@ def parse(data: bytes) -> Any:
         if data.find(b"\\", begin, end) < 0:
             message = json.loads((data[:begin] + PLACEHOLDER.encode() + data[end:]).decode())
             value = message["value"]
-            if value.get("__ow_body") == PLACEHOLDER and "__ow_query" in value:
+            if value.get("__ow_body") == PLACEHOLDER and isinstance(value.get("__ow_query"), str):
                 value["__ow_body"] = memoryview(data)[begin:end]
                 return message
     return json.loads(data.decode())
@@ -240,7 +240,7 @@ try:  # OpenSSL, which Python's ssl brings along, decodes 1 MB in 0.6 ms, Python
     EVP_DecodeBlock: Any = ctypes.PyDLL(_ssl.__file__).EVP_DecodeBlock
     EVP_DecodeBlock.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int)
     EVP_DecodeBlock.restype = ctypes.c_int
-except (ImportError, AttributeError, OSError):  # pragma: no cover, where Python has it built in
+except (ImportError, AttributeError, OSError):  # pragma: no cover, where it is built in
     EVP_DecodeBlock = None
 
 
@@ -262,11 +262,8 @@ def decode_base64(text: bytes) -> bytes:
 
 
 class Base64Input(io.RawIOBase):
-    """A wsgi.input that decodes as the app reads, which for 5 MB takes 0.6 of the time.
-
-    Memory for all of it at once would cost more than the decoding does. Raises ValueError where it
-    is not base64, which OpenWhisk never sends.
-    """
+    """A wsgi.input that decodes as the app reads: 5 MB in 0.6 of the time, as memory for all of it
+    takes longer than decoding. Raises ValueError where it is not base64."""
 
     def __init__(self, text: memoryview) -> None:
         self.text, self.rest = text, b""
@@ -374,15 +371,16 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     path, query = wsgi_text(path), wsgi_text(query)
     base = wsgi_text(base_path(message, settings))
     stream: Any = io.BytesIO(body) if isinstance(body, bytes) else io.BufferedReader(body, 65536)
-    https = headers.get("x-forwarded-proto", "").split(",")[0].lower() == "https"
-    host = headers.get("x-forwarded-host", "").split(",")[0] or headers.get("host") or "localhost"
+    https = headers.get("x-forwarded-proto", "").split(",")[0].strip().lower() == "https"
+    host = headers.get("x-forwarded-host", "").split(",")[0].strip()
+    host = host or headers.get("host") or "localhost"
     name, _, port = host.rpartition(":")
     if not port.isdecimal():
         name, port = host, "443" if https else "80"
     environ: Record = {
         "REQUEST_METHOD": wsgi_text(method),
         "SCRIPT_NAME": base,
-        "PATH_INFO": "/" * (path[0] != "/") + unquote(path, "latin-1"),
+        "PATH_INFO": unquote(path, "latin-1"),
         "QUERY_STRING": query,
         "REQUEST_URI": quoted(base) + path + ("?" + query if query else ""),
         "SERVER_NAME": name,
@@ -396,8 +394,7 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
     }
-    # X-A comes before X_A, which is rare: to sort them all takes longer.
-    for header in sorted(headers) if "_" in "".join(headers) else headers:
+    for header in sorted(headers):  # X-A before X_A
         key = environ_key(header)
         if key not in environ:
             environ[key] = headers[header]
@@ -419,9 +416,9 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     return environ
 
 
-# ---- The call ----------------------------------------------------------------
+# ---- The call ----
 
-HeaderList = List[Tuple[str, str]]  # by name, as each call evaluates start_response's annotations
+HeaderList = List[Tuple[str, str]]
 Response = Tuple[str, HeaderList, bytes]  # status, headers, body
 
 # An answer is collected up to so many times RESULT_LIMIT: gzip makes JSON smaller, but not by more.
@@ -498,7 +495,7 @@ class OneAtATime:
             future.set_exception(error)
 
 
-# ---- The response becomes a result -------------------------------------------
+# ---- The response becomes a result ----
 
 # Headers that the controller sets itself.
 CONTROLLERS = {"connection", "content-length", "date", "server", "transfer-encoding"}
@@ -508,9 +505,9 @@ HEADER = re.compile(TOKEN + r"\n[\t -~\x80-\xff]*\Z")  # name and text, on two l
 LOOKS_BASE64 = re.compile(
     r"[\0- ]*(?:[A-Za-z0-9+/]{4})*[A-Za-z0-9+/]{2}(?:[A-Za-z0-9+/]{2}|[A-Za-z0-9+/]=|==)[\0- ]*\Z"
 )
-# Compression pays from so many bytes on, and if it leaves at most this part of the first 16 KiB.
+# Compression pays from so many bytes on, and if it leaves this part of the first 16 KiB.
 GZIP_BYTES, GZIP_PART = 1000, 0.7
-# Base64 is made of so many bytes at a time: 750 kB in 1.6 ms, where all at once take 2.2.
+# Bytes written at a time, or made base64: 750 kB in 1.6 ms, where all at once take 2.2.
 PIECE = 3 << 16
 
 # JSONEncoder.encode makes one for each text, half of its 1.7 us.
@@ -587,7 +584,7 @@ def fields_of(headers: HeaderList) -> Fields:
             continue
         if HEADER.match(name + "\n" + text):
             fields.setdefault(key, [name]).append(text)
-        else:  # for one such header the controller would drop the connection
+        else:  # for one the controller would drop the connection
             log_sentence("The header %r is left out: HTTP does not allow it." % name)
     return fields
 
@@ -601,7 +598,7 @@ def gzip_pays(fields: Fields, body: bytes) -> bool:
     """Whether gzip makes it much smaller, and the controller can carry it then."""
     kind, _, _ = media_type(first(fields, "content-type"))
     carried = kind not in TEXT or is_json(kind) or "javascript" in kind
-    if not carried or "content-encoding" in fields or "content-range" in fields:
+    if not carried or "content-encoding" in fields or "content-range" in fields or body.isspace():
         return False
     sample = body[:16384]
     return len(body) >= GZIP_BYTES and len(zlib.compress(sample, 1)) <= GZIP_PART * len(sample)
@@ -632,19 +629,19 @@ def encode_body(fields: Fields, body: bytes) -> Union[str, bytes]:
             fields["content-type"] = ["Content-Type", "text/javascript"]  # which is base64
             return body
     if not as_text or (encoding and is_json(kind)):
-        return as_base64(fields, kind, charset, body)
+        return as_binary(fields, kind, charset, body)
     try:
         text = (unpacked(body, encoding) if encoding else body).decode(charset or "utf-8")
     except (LookupError, UnicodeError):  # then it is not what it says
-        return as_base64(fields, kind if is_json(kind) else "", charset, body)
+        return as_binary(fields, kind if is_json(kind) else "", charset, body)
     if encoding:
         del fields["content-encoding"]
     if is_json(kind) and LOOKS_BASE64.match(text):
-        return as_base64(fields, kind, charset, text.encode())
+        return as_binary(fields, kind, charset, text.encode())
     return text
 
 
-def as_base64(fields: Fields, kind: str, charset: str, body: bytes) -> bytes:
+def as_binary(fields: Fields, kind: str, charset: str, body: bytes) -> bytes:
     """The body, with a Content-Type that is not text for the controller."""
     if charset or not kind:
         fields["content-type"] = ["Content-Type", kind or "application/octet-stream"]
@@ -653,7 +650,7 @@ def as_base64(fields: Fields, kind: str, charset: str, body: bytes) -> bytes:
 
 def unpacked(body: bytes, encoding: str) -> bytes:
     """Text that the app packed, which the controller can't carry. Raises NotCarriedError."""
-    if body.isspace():  # that of a HEAD
+    if body.isspace():  # as `Proxy.respond` makes it for a HEAD
         return body
     try:
         if encoding in ("gzip", "x-gzip"):
@@ -664,7 +661,7 @@ def unpacked(body: bytes, encoding: str) -> bytes:
         pass
     raise NotCarriedError(
         "The model's answer is text in the Content-Encoding %s, which OpenWhisk does not carry: "
-        "let the model answer without, as it is compressed on the way." % encoding
+        "let the model answer without." % encoding
     )
 
 
@@ -708,7 +705,7 @@ def serialize(result: Record, limit: int = 0) -> Tuple[int, Iterable[bytes]]:
     return size, itertools.chain([data[:-2]], encoded, [data[-2:]])  # the body comes last
 
 
-# ---- The log -----------------------------------------------------------------
+# ---- The log ----
 
 SENTINEL = b"XXX_THE_END_OF_A_WHISK_ACTIVATION_XXX\n"  # ends an activation's log on each stream
 
@@ -746,7 +743,7 @@ def log_sentence(sentence: str) -> None:
         print(sentence, file=sys.stderr)
 
 
-# ---- The HTTP server ---------------------------------------------------------
+# ---- The HTTP server ----
 
 
 class Handler(serving.WSGIRequestHandler):
@@ -787,8 +784,8 @@ class Handler(serving.WSGIRequestHandler):
 
 
 SWAGGER_BASE = re.compile(rb'"basePath": ?"(/[^"]*)"')
-RESTX = {"flask_restx", "flask_restplus"}  # keep the basePath of their first request
-STAND_IN = "/" + os.urandom(16).hex()  # which is this
+RESTX = {"flask_restx", "flask_restplus"}  # keep the basePath of their first schema, so that
+STAND_IN = "/" + os.urandom(16).hex()  # is this one, which is then replaced by each caller's
 NOT_LOADED = "The model is not loaded; the log says more."
 MALFORMED = "OpenWhisk sends no such message: %s: %s."
 # A message is read up to so many times RESULT_LIMIT, as its JSON may take a hundred times its size.
@@ -819,17 +816,14 @@ class Proxy:
         """The status, and the size and pieces of a JSON object, whatever comes; ends the log."""
         extra: Record = {}
         try:
-            size = int(environ.get("CONTENT_LENGTH") or 0)
-            most = self.limit * MESSAGE_FACTOR or sys.maxsize
-            data = environ["wsgi.input"].read(max(0, min(size, most)))
-            result = self.run(data, extra) if endpoint == "/run" else self.init(data)
+            result = self.run(environ, extra) if endpoint == "/run" else self.init(environ)
             serialized = serialize(with_headers(result, extra), self.limit)
-        except NotCarriedError as error:
-            result = with_headers(failure(500, str(error)), extra)
-            serialized = serialize(result)
-        except BaseException:  # sys.exit(), too
-            self.logs[1].put(traceback.format_exc().encode("utf-8", "replace"))
-            result = with_headers(failure(500, "The request failed; the log says why."), extra)
+        except BaseException as error:  # sys.exit(), too
+            sentence = str(error)
+            if not isinstance(error, NotCarriedError):
+                self.logs[1].put(traceback.format_exc().encode("utf-8", "replace"))
+                sentence = "The request failed; the log says why."
+            result = with_headers(failure(500, sentence), extra)
             serialized = serialize(result)
         failed = "error" in result
         if failed or endpoint == "/run":
@@ -837,10 +831,18 @@ class Proxy:
             self.logs[1].end(sys.stderr)
         return "502 Bad Gateway" if failed and endpoint == "/init" else "200 OK", serialized
 
-    def init(self, data: bytes) -> Record:
+    def message(self, request: Record) -> Any:
+        """The request's JSON; raises any Exception if it is malformed or too long."""
+        size, most = int(request["CONTENT_LENGTH"]), self.limit * MESSAGE_FACTOR or sys.maxsize
+        data = request["wsgi.input"].read(max(0, min(size, most)))
+        if size > most:
+            raise ValueError("it takes %d bytes, and RESULT_LIMIT is %d" % (size, self.limit))
+        return parse(data)
+
+    def init(self, request: Record) -> Record:
         """Takes over the platform's part of the environment, and waits for the model."""
         try:
-            env = parse(data)["value"].get("env", {})
+            env = self.message(request)["value"].get("env", {})
             variables = checked({name: env[name] for name in env if OW_NAME.match(name)})
         except Exception as error:
             return failure(400, MALFORMED % (type(error).__name__, error))
@@ -848,10 +850,10 @@ class Proxy:
         export(variables)
         return {"error": failed} if failed else {"ok": True}
 
-    def run(self, data: bytes, extra: Record) -> Record:
+    def run(self, request: Record, extra: Record) -> Record:
         """message -> environ -> app -> result; and into `extra` the headers of any result."""
         try:
-            message = parse(data)
+            message = self.message(request)
             value = message["value"]
             is_plain = "__ow_method" not in value
             if is_plain:  # an invocation without HTTP, which has only parameters
@@ -863,65 +865,67 @@ class Proxy:
         except Exception as error:
             return failure(400, MALFORMED % (type(error).__name__, error))
         export({"__OW_" + name.upper(): text for name, text in ids.items()})
+        if not is_plain:
+            extra.update(cors_headers(settings["CORS"], environ))
+        is_preflight = "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
+        if extra and is_preflight and environ["REQUEST_METHOD"] == "OPTIONS":
+            return {"statusCode": 204, "headers": {}, "body": ""}
         failed = self.model.wait(ids.get("deadline", ""))
         if failed:
             log_sentence(failed)
             return failure(503, NOT_LOADED)
         if is_plain:
             return plain_result(self.call(environ))
-        extra.update(cors_headers(settings["CORS"], environ))
-        is_preflight = "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
-        if extra and is_preflight and environ["REQUEST_METHOD"] == "OPTIONS":
-            return {"statusCode": 204, "headers": {}, "body": ""}
         return self.web_result(value, environ, settings["CORS"])
 
-    def call(self, environ: Record) -> Response:
-        return call(self.model.app, environ, self.limit)
-
     def web_result(self, value: Record, environ: Record, cors: str) -> Record:
-        coding = value.get("__ow_headers", {}).get("accept-encoding", "")
-        base = quoted(environ["SCRIPT_NAME"])
-        is_schema = environ["PATH_INFO"] == "/swagger.json"
-        if is_schema and RESTX.intersection(sys.modules):
-            environ["SCRIPT_NAME"] = STAND_IN
-        status, headers, body = self.call(environ)
-        if environ["REQUEST_METHOD"] == "HEAD":
-            # The controller's Content-Length is that of the body, which it leaves out then.
-            length = int(datastructures.Headers(headers).get("Content-Length", 0))
-            # What may be too large in base64, and then fit in gzip, has to be made.
-            if is_schema or 0 < self.limit < length * 2:
-                status, headers, body = self.call(dict(environ, REQUEST_METHOD="GET"))
-            else:
-                body, coding = b" " * length, ""
-        if is_schema:
-            body = with_base(body, base)
-            headers = [(name, text.replace(STAND_IN, base)) for name, text in headers]
+        """Of the app's answer; but a browser at the bare URL sees Swagger UI if GET has none."""
+        response = self.respond(environ)
         is_bare = value["__ow_method"] == "get" and not value.get("__ow_path")
         is_browser = "text/html" in environ.get("HTTP_ACCEPT", "")
-        if is_bare and is_browser and status[:3] in ("404", "405"):  # then to Swagger UI
+        if is_bare and is_browser and response[0][:3] in ("404", "405"):
+            base = quoted(environ["SCRIPT_NAME"])
             if base:
                 return result_of(("302 Found", [("Location", base + "/")], b""))
-            status, headers, body = self.call(dict(environ, PATH_INFO="/"))
-        return result_of((status, headers, body), coding, cors)
+            response = self.call({**environ, "PATH_INFO": "/"})
+        return result_of(response, value.get("__ow_headers", {}).get("accept-encoding", ""), cors)
+
+    def respond(self, environ: Record) -> Response:
+        """The app's answer; to a HEAD one as long as to a GET, as the controller leaves out what
+        the body is, and takes the Content-Length from it."""
+        if environ["PATH_INFO"] == "/swagger.json":
+            return self.schema(environ)
+        response = self.call(environ)
+        if environ["REQUEST_METHOD"] != "HEAD":
+            return response
+        length = datastructures.Headers(response[1]).get("Content-Length", 0, int)
+        if 0 < self.limit < length * 2:  # perhaps too large, and perhaps it fits in gzip
+            return self.call({**environ, "REQUEST_METHOD": "GET"})
+        return response[0], response[1], b" " * length
+
+    def schema(self, environ: Record) -> Response:
+        """Swagger UI's, with the basePath that the model has for this caller."""
+        base = quoted(environ["SCRIPT_NAME"])
+        method = environ["REQUEST_METHOD"].replace("HEAD", "GET")  # its length depends on the base
+        seen = {"SCRIPT_NAME": STAND_IN} if RESTX.intersection(sys.modules) else {}
+        status, headers, body = self.call({**environ, "REQUEST_METHOD": method, **seen})
+        found = SWAGGER_BASE.search(body)
+        if found:
+            path = found.group(1).decode()
+            if seen:  # else it is of an earlier caller, whose request was validated
+                path = path[len(STAND_IN) :] if path.startswith(STAND_IN) else ""
+            elif path.startswith(base):
+                path = path[len(base) :]
+            own = (base + path).rstrip("/") or "/"
+            body = body[: found.start(1)] + own.encode() + body[found.end(1) :]
+        headers = [(name, text.replace(STAND_IN, base)) for name, text in headers]
+        return status, headers, body.replace(STAND_IN.encode(), base.encode())
+
+    def call(self, environ: Record) -> Response:
+        return call(self.model.app, {**environ}, self.limit)  # apps may change their environ
 
 
-def with_base(swagger: bytes, base: str) -> bytes:
-    """The schema with this caller's basePath, or what the model answers in its place."""
-    found = SWAGGER_BASE.search(swagger)
-    if not found:
-        return swagger.replace(STAND_IN.encode(), base.encode())
-    path = found.group(1).decode()
-    if path.startswith(STAND_IN):
-        path = path[len(STAND_IN) :]
-    elif RESTX.intersection(sys.modules):
-        path = ""  # of an earlier caller whose request was validated
-    elif path.startswith(base):
-        path = path[len(base) :]
-    own = (base + path).rstrip("/") or "/"
-    return swagger[: found.start(1)] + own.encode() + swagger[found.end(1) :]
-
-
-# ---- The life cycle ----------------------------------------------------------
+# ---- The life cycle ----
 
 LOOK_SECONDS = 0.2  # between two looks at an app.py that has not run its app yet
 TOO_SLOW = (
@@ -1143,7 +1147,7 @@ def stop_on_signals(server: serving.BaseWSGIServer, logs: List[Log]) -> Callable
         last = time.time() + STOP_SECONDS
         for thread in list(Handler.threads):
             thread.join(max(0, last - time.time()))
-        at_exit = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # of the model
+        at_exit = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # not by _exit
         at_exit.start()
         at_exit.join(max(1.5, last - time.time()))
         os._exit(0)  # pragma: no cover, as coverage has ended

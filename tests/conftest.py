@@ -60,7 +60,7 @@ hypothesis.settings.register_profile("thorough", quick, max_examples=800)
 hypothesis.settings.load_profile("quick")
 
 
-# ---- The run: its options, its stacks, what it leaves behind -----------------
+# ---- The run: its options, its stacks, what it leaves behind ----
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -207,7 +207,7 @@ def documented(command: str) -> str:
     return dict(part.split("\n", 1) for part in parts)[command]
 
 
-# ---- Processes ---------------------------------------------------------------
+# ---- Processes ----
 
 
 def free_port() -> int:
@@ -366,7 +366,7 @@ def max_app(stack: str) -> Iterator[Process]:
         yield process
 
 
-# ---- Requests and answers ----------------------------------------------------
+# ---- Requests and answers ----
 
 
 def web(
@@ -455,7 +455,7 @@ def around(value: Any, other: Any) -> str:
     return "…" * (start > 0) + text[start:end] + "…" * (end < len(text))
 
 
-# ---- Web actions -------------------------------------------------------------
+# ---- Web actions ----
 
 
 class WebAction:
@@ -629,7 +629,7 @@ def own(stack: str, openwhisk: OpenWhisk | None) -> Iterator[int]:
         yield process.wait_ready().port
 
 
-# ---- Browsers ----------------------------------------------------------------
+# ---- Browsers ----
 
 CHROMIUM = [
     "--no-sandbox",

@@ -106,7 +106,7 @@ def test_a_page_whose_links_begin_with_a_slash_works_at_the_root(
     page.get_by_text("ok").wait_for()
 
 
-# ---- Pages of other origins --------------------------------------------------
+# ---- Pages of other origins ----
 
 PAGE = """<!doctype html><output></output><script>
 fetch("URL", {headers: {"X-Require-Whisk-Auth": "s3cret"}}).then(

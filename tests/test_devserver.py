@@ -420,7 +420,7 @@ def test_waiting_for_the_container_is_part_of_an_activations_time(container: int
         action.run({})
 
 
-# ---- What a real one does only if asked to -----------------------------------
+# ---- What a real one does only if asked to ----
 
 
 def test_bound_parameters_are_in_both_modes_and_nobody_overrides_them(container: int) -> None:

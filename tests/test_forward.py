@@ -62,7 +62,7 @@ def test_the_web_action_answers_as_the_server(case: str, own: int, max_server: W
     compare(*{**CASES, **RAW_CASES}[case], own, max_server, at_root=case in KNOWS_ITS_PATH)
 
 
-# ---- Servers of others -------------------------------------------------------
+# ---- Servers of others ----
 
 UVICORN_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "file": ("/predict?threshold=0.25", multipart()),
@@ -146,7 +146,7 @@ def test_a_command_of_the_shell_that_reads_its_port(stack: str) -> None:
     assert has_ended(told["pid"])
 
 
-# ---- What the server is told, and what becomes of it -------------------------
+# ---- What the server is told, and what becomes of it ----
 
 
 @pytest.fixture
@@ -380,7 +380,7 @@ class TestServer:
             assert "UPSTREAM_PORT must not be PORT" in error
 
 
-# ---- MLflow ------------------------------------------------------------------
+# ---- MLflow ----
 
 IRIS = json_body({"inputs": [[5.1, 3.5, 1.4, 0.2]]})
 MLFLOW_CASES: dict[str, tuple[str, dict[str, Any]]] = {

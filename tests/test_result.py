@@ -28,6 +28,24 @@ from conftest import (
 
 import openwhisk
 
+MOUNTED = '''
+def app(environ, start_response):
+    """Answers with the path under /sub, as middleware has it that mounts apps."""
+    if environ["PATH_INFO"].startswith("/sub"):
+        environ["SCRIPT_NAME"] += "/sub"
+        environ["PATH_INFO"] = environ["PATH_INFO"][4:]
+        return below(environ, start_response)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [environ["SCRIPT_NAME"].encode() + environ["PATH_INFO"].encode()]
+
+
+def below(environ, start_response):
+    found = environ["PATH_INFO"] == "/big" and environ["SCRIPT_NAME"].endswith("rec/sub")
+    headers = [("Content-Type", "image/png"), ("Content-Length", "600000")]
+    start_response("200 OK" if found else "404 Not Found", headers)
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [bytes(600000)]
+'''
+
 
 class TestResult:
     def test_should_repeat_headers_and_leave_malformed_ones_out(self, flask_app: Process) -> None:
@@ -129,6 +147,24 @@ class TestResult:
         assert ("error" in get) == ("error" in head) == (size > 786_300)
         if "error" not in get:
             assert len(get["body"]) == len(head["body"])
+
+    def test_should_be_to_a_head_as_to_a_get_if_the_app_changes_its_environ(
+        self, stack: str, tmp_path: Path
+    ) -> None:
+        (tmp_path / "app.py").write_text(MOUNTED)
+        with running(start_container(stack, tmp_path, WSGI_APP="app:app")) as process:
+            get, head = (process.run(web("/sub/big", method)) for method in ("get", "head"))
+            assert (get["statusCode"], len(get["body"])) == (200, 800_000)
+            assert head == get
+            value = web("", "get", accept="text/html", x_forwarded_prefix="/")
+            page = process.run({**value, "PREDICT_PATH": "/sub/nowhere"})
+            assert (page["statusCode"], page["body"]) == (200, "/")
+
+    def test_should_be_empty_to_a_head_whose_length_is_no_number(self, recorder: Process) -> None:
+        headers = [["Content-Type", "a/b"], ["Content-Length", "x"]]
+        asked = {"status": 200, "headers": headers, "body": ""}
+        result = recorder.run(web("/x", "head", query="answer=" + json.dumps(asked)))
+        assert (result["statusCode"], result["body"]) == (200, "")
 
     def test_should_not_be_compressed_if_it_is_a_part(self) -> None:
         part = [("Content-Type", "application/json"), ("Content-Range", "bytes 0-1999/4000")]

@@ -221,7 +221,7 @@ def test_it_runs_on_old_pythons(stack: str) -> None:
     assert subprocess.check_output([stack, "-c", code], cwd=ROOT, text=True) == "400\n"
 
 
-# ---- The whole way -----------------------------------------------------------
+# ---- The whole way ----
 
 
 class Patient(WebAction):
