@@ -51,7 +51,7 @@ WSGIApp = Callable[..., Iterable[bytes]]
 
 ORIGINS = r"(app|\*|https?://[^\s,/]+( https?://[^\s,/]+)*)?\Z"
 SETTINGS: Dict[str, Tuple[str, Callable[[str], Any], str]] = {
-    # environment variable: default, which text is valid, how an error describes that
+    # variable: default, which text is valid, how an error describes that
     "PORT": ("8080", lambda text: text.isdecimal() and 0 < int(text) < 65536, "from 1 to 65535"),
     "WSGI_APP": (
         "",
@@ -169,10 +169,10 @@ IDS = {  # of a message: in the environ
     ).split()
 }
 OW_NAME = re.compile(r"__OW_[A-Z_]{1,40}\Z")
-# Longer texts would leave no room in the environment of the model's child processes.
+# Longer texts would leave no room in the environment of child processes.
 OW_TEXT = re.compile(r"[ -~]{0,1000}\Z")
 # By name what C's environment points to. os.environ's setenv() keeps every value that it is ever
-# given (270 bytes an activation, with glibc), so these buffers are written over.
+# given (270 bytes an activation), so these buffers are written over.
 C_VARIABLES: Dict[str, Any] = {}
 
 
@@ -286,7 +286,7 @@ class Base64Input(io.RawIOBase):
 def query_and_body(value: Record, headers: Record) -> Tuple[str, Union[bytes, Base64Input]]:
     """As the client sent them (--web raw), or made again from the parameters (--web true).
 
-    Raises ValueError, or what comes of members that are of another type than OpenWhisk's.
+    Raises any Exception if the message is malformed.
     """
     kind, _, as_text = media_type(headers.get("content-type", ""))
     query, body = value.get("__ow_query"), value.get("__ow_body", "")
@@ -340,7 +340,7 @@ def quoted(path: str) -> str:
     return quote(path, "/!$&'()*+,;=:@~", "latin-1")
 
 
-is_ascii = getattr(str, "isascii", lambda text: False)  # of Python 3.7, ten times as fast
+is_ascii = getattr(str, "isascii", lambda text: False)  # from Python 3.7 on
 
 
 def wsgi_text(text: str) -> str:
@@ -787,7 +787,7 @@ SWAGGER_BASE = re.compile(rb'"basePath": ?"(/[^"]*)"')
 RESTX = {"flask_restx", "flask_restplus"}  # keep the basePath of their first schema, so that
 STAND_IN = "/" + os.urandom(16).hex()  # is this one, which is then replaced by each caller's
 NOT_LOADED = "The model is not loaded; the log says more."
-MALFORMED = "OpenWhisk sends no such message: %s: %s."
+MALFORMED = "The message is not valid: %s: %s."
 # A message is read up to so many times RESULT_LIMIT, as its JSON may take a hundred times its size.
 MESSAGE_FACTOR = 8
 
@@ -851,7 +851,10 @@ class Proxy:
         return {"error": failed} if failed else {"ok": True}
 
     def run(self, request: Record, extra: Record) -> Record:
-        """message -> environ -> app -> result; and into `extra` the headers of any result."""
+        """message -> environ -> app -> result; and into `extra` the headers of any result.
+
+        Malformed messages (400), preflights (204) and early ones (503) do not reach the app.
+        """
         try:
             message = self.message(request)
             value = message["value"]
@@ -899,7 +902,7 @@ class Proxy:
         if environ["REQUEST_METHOD"] != "HEAD":
             return response
         length = datastructures.Headers(response[1]).get("Content-Length", 0, int)
-        if 0 < self.limit < length * 2:  # perhaps too large, and perhaps it fits in gzip
+        if 0 < self.limit < length * 2:  # perhaps too large, or fits in gzip
             return self.call({**environ, "REQUEST_METHOD": "GET"})
         return response[0], response[1], b" " * length
 
@@ -949,10 +952,11 @@ NO_APP = (
     "parentheses: WSGI_APP=app:create_app(). " + OTHER_APPS
 )
 # The model's signal handlers run in the main thread, which a signal does not wake if it goes to
-# another thread or comes just before the wait; Werkzeug's server looks as often.
+# another thread or comes just before the wait.
 SIGNAL_SECONDS = 0.5
 DEFAULTS = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
-STOPS, STOP_SECONDS = (signal.SIGTERM, signal.SIGINT), 8  # of the 10 that `docker stop` waits
+STOPS = (signal.SIGTERM, signal.SIGINT)
+REQUESTS_SECONDS, EXIT_SECONDS = 8, 1.5  # of the 10 that `docker stop` waits
 
 
 class Model:
@@ -1144,12 +1148,12 @@ def stop_on_signals(server: serving.BaseWSGIServer, logs: List[Log]) -> Callable
             pass
         server.shutdown()
         server.server_close()
-        last = time.time() + STOP_SECONDS
+        last = time.time() + REQUESTS_SECONDS
         for thread in list(Handler.threads):
             thread.join(max(0, last - time.time()))
         at_exit = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # not by _exit
         at_exit.start()
-        at_exit.join(max(1.5, last - time.time()))
+        at_exit.join(max(EXIT_SECONDS, last - time.time()))
         os._exit(0)  # pragma: no cover, as coverage has ended
 
     for number in STOPS:
