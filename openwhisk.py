@@ -63,7 +63,7 @@ SETTINGS: Dict[str, Tuple[str, Callable[[str], Any], str]] = {
     "BASE_PATH": ("", lambda text: True, "a path"),  # `base_path` ignores one that it can't take
     "CORS": ("", re.compile(ORIGINS).match, "app, * or origins like https://example.com"),
 }
-# Those that an action may also have as parameters, which no caller can override.
+# An action may have these as parameters, too; one that is bound to it no caller can override.
 BOUND = ("PREDICT_PATH", "BASE_PATH", "CORS")
 
 
@@ -135,17 +135,20 @@ BINARY = tuple(
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # https://www.rfc-editor.org/rfc/rfc9110#name-tokens
 PARAMETER = r'\s*;\s*{0}=(?:{0}|"(?:[^"\\]|\\.)*")'.format(TOKEN)
 CONTENT_TYPE = re.compile(r"\s*({0}/{0})((?:{1})*)[\s;]*\Z".format(TOKEN, PARAMETER))
-CHARSET = re.compile(r";\s*charset=[\"']?([^\"';\s]+)", re.IGNORECASE)
+CHARSET = re.compile(r"\s*;\s*charset=[\"']?([^\"';\s]+)[\"']?", re.IGNORECASE)
 
 
 @functools.lru_cache()
 def media_type(content_type: str) -> Tuple[str, str, bool]:
-    """The type in lower case, charset ("" if absent or malformed), and whether it is text."""
+    """Type and charset in lower case ("" if absent or malformed), and whether it is text.
+
+    Python's own utf-8-sig is utf-8, so that a byte order mark stays.
+    """
     found = CONTENT_TYPE.match(content_type)
     if not found:
         return "", "", False
     kind, parameter = found.group(1).lower(), CHARSET.search(found.group(2))
-    charset = parameter.group(1) if parameter else ""
+    charset = parameter.group(1).lower().replace("-sig", "") if parameter else ""
     return kind, charset, is_text(kind, charset)
 
 
@@ -174,12 +177,11 @@ OW_TEXT = re.compile(r"[ -~]{0,1000}\Z")
 # By name what C's environment points to. os.environ's setenv() keeps every value that it is ever
 # given (270 bytes an activation), so these buffers are written over.
 C_VARIABLES: Dict[str, Any] = {}
+putenv = ctypes.PyDLL(None).putenv
 
 
 def checked(variables: Record) -> Dict[str, str]:
     """OpenWhisk's names, ids and times as texts; raises ValueError for what can be none."""
-    if len(variables) > 100:
-        raise ValueError("there are more than 100 variables")
     for name, value in variables.items():
         if type(value) not in (int, str) or not OW_TEXT.match(str(value)):
             raise ValueError("%s is not of at most 1000 ASCII characters" % name)
@@ -192,9 +194,9 @@ def export(variables: Dict[str, str]) -> None:
     """Into os.environ, and into the environment that child processes get."""
     for name, text in variables.items():
         if name not in C_VARIABLES:
-            variable = ctypes.create_string_buffer(name.encode() + b"=", 1100)
-            ctypes.CDLL(None).putenv(C_VARIABLES.setdefault(name, variable))
+            C_VARIABLES[name] = ctypes.create_string_buffer(1100)
         C_VARIABLES[name].value = (name + "=" + text).encode()
+        putenv(C_VARIABLES[name])  # again and again, as the model may have changed os.environ
         os.environ._data[name.encode()] = text.encode()  # type: ignore[attr-defined]
 
 
@@ -213,8 +215,19 @@ BASE_PATH = re.compile(r"((/(?!\.{1,2}(/|\Z))[^/\\?#%\s\0-\x1f\x7f]+)*)/?\Z")
 # X_A and X-A are one name in an environ. Before 2.3, when its datastructures became a package,
 # Werkzeug's server joined their values; since then it ignores X_A, as nginx does.
 JOINS_NAMES = not hasattr(datastructures, "__path__")
+HEADER_BYTES = 1 << 19  # no controller takes more, and what is cached of them stays small
 # The app sees no HTTP_ variables of these; the proxy compresses.
 NOT_SEEN = {"ACCEPT_ENCODING", "CONTENT_LENGTH", "CONTENT_TYPE"}
+
+
+def short_int(digits: str) -> int:
+    """Python refuses more of them since 3.11, as 1 MB takes 13 s; raises ValueError, too."""
+    if len(digits) > 4300:
+        raise ValueError("a number has over 4300 digits")
+    return int(digits)
+
+
+from_json = json.JSONDecoder(parse_int=short_int).decode
 
 
 def parse(data: bytes) -> Any:
@@ -226,12 +239,12 @@ def parse(data: bytes) -> Any:
     if found:
         begin, end = found.end(), data.find(b'"', found.end())
         if data.find(b"\\", begin, end) < 0:
-            message = json.loads((data[:begin] + PLACEHOLDER.encode() + data[end:]).decode())
+            message = from_json((data[:begin] + PLACEHOLDER.encode() + data[end:]).decode())
             value = message["value"]
             if value.get("__ow_body") == PLACEHOLDER and isinstance(value.get("__ow_query"), str):
                 value["__ow_body"] = memoryview(data)[begin:end]
                 return message
-    return json.loads(data.decode())
+    return from_json(data.decode())
 
 
 try:  # OpenSSL, which Python's ssl brings along, decodes 1 MB in 0.6 ms, Python in 1.7 to 3.1
@@ -364,7 +377,10 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     """
     value = message["value"]
     headers = value.get("__ow_headers", {})
-    if not is_ascii("".join(headers.values())):
+    texts = "".join(headers.values())
+    if len(texts) + len("".join(headers)) > HEADER_BYTES:
+        raise ValueError("the headers take over %d bytes" % HEADER_BYTES)
+    if not is_ascii(texts):
         headers = {name: wsgi_text(text) for name, text in headers.items()}
     method, path = value["__ow_method"].upper(), value.get("__ow_path") or settings["PREDICT_PATH"]
     query, body = query_and_body(value, headers)
@@ -377,12 +393,14 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     name, _, port = host.rpartition(":")
     if not port.isdecimal():
         name, port = host, "443" if https else "80"
+    uri = quoted(base) + path + ("?" + query if query else "")
     environ: Record = {
         "REQUEST_METHOD": wsgi_text(method),
         "SCRIPT_NAME": base,
         "PATH_INFO": unquote(path, "latin-1"),
         "QUERY_STRING": query,
-        "REQUEST_URI": quoted(base) + path + ("?" + query if query else ""),
+        "REQUEST_URI": uri,
+        "RAW_URI": uri,
         "SERVER_NAME": name,
         "SERVER_PORT": port,
         "SERVER_PROTOCOL": "HTTP/1.1",
@@ -396,11 +414,10 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     }
     for header in sorted(headers):  # X-A before X_A
         key = environ_key(header)
-        if key not in environ:
-            environ[key] = headers[header]
-        elif JOINS_NAMES:  # pragma: no cover, before Werkzeug 2.3
+        if JOINS_NAMES and key in environ:  # pragma: no cover, before Werkzeug 2.3
             environ[key] += "," + headers[header]
-    environ.pop("", None)
+        elif key:
+            environ.setdefault(key, headers[header])
     environ["HTTP_HOST"] = host
     if len(body) or method in ("POST", "PUT", "PATCH"):
         environ["CONTENT_LENGTH"] = str(len(body))
@@ -410,6 +427,8 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     client = headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
     if client:  # of the platform's proxy; those before it are hearsay
         environ["REMOTE_ADDR"] = client
+    if "HTTP_IF_MATCH" in environ:  # has an ETag which `compress` has made weak
+        environ["HTTP_IF_MATCH"] = environ["HTTP_IF_MATCH"].replace('W/"', '"')
     for name, key in IDS.items():
         if name in message:
             environ[key] = message[name]
@@ -421,6 +440,7 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
 HeaderList = List[Tuple[str, str]]
 Response = Tuple[str, HeaderList, bytes]  # status, headers, body
 
+LIMIT = "web_action.result_limit"  # in the environ
 # An answer is collected up to so many times RESULT_LIMIT: gzip makes JSON smaller, but not by more.
 ANSWER_FACTOR = 32
 
@@ -437,14 +457,15 @@ def too_large(size: str, limit: int, or_gzip: str = "") -> NotCarriedError:
     )
 
 
-def call(app: WSGIApp, environ: Record, limit: int) -> Response:
+def call(app: WSGIApp, environ: Record) -> Response:
     """The app's whole response, with all that https://peps.python.org/pep-3333/ allows an app.
 
-    Raises NotCarriedError as soon as it is too large for a result of the limit (bytes, 0: any), and
-    what the app raises.
+    Raises NotCarriedError as soon as it is too large for a result of the environ's LIMIT (bytes; 0
+    or none: any size), and what the app raises.
     """
     started: List[Any] = []
     chunks: List[bytes] = []
+    limit = environ.get(LIMIT, 0)
     most = left = limit * ANSWER_FACTOR or sys.maxsize
 
     def write(data: bytes) -> None:
@@ -454,7 +475,9 @@ def call(app: WSGIApp, environ: Record, limit: int) -> Response:
             raise too_large("over %d" % most, limit)
         chunks.append(data)
 
-    def start_response(status: str, headers: HeaderList, _: Any = None) -> Any:
+    def start_response(status: str, headers: HeaderList, exc_info: Any = None) -> Any:
+        if exc_info and chunks:
+            raise exc_info[1]
         started[:] = status, headers
         return write
 
@@ -463,16 +486,19 @@ def call(app: WSGIApp, environ: Record, limit: int) -> Response:
         for data in iterable:
             write(data)
     finally:
-        if hasattr(iterable, "close"):
-            iterable.close()
+        try:
+            if hasattr(iterable, "close"):
+                iterable.close()
+        except Exception:  # a server has sent the answer by then
+            log_sentence(traceback.format_exc())
     return started[0], started[1], b"".join(chunks)
 
 
 class OneAtATime:
     """An app that asked for one request at a time: the thread that started it calls it."""
 
-    def __init__(self, app: WSGIApp, limit: int) -> None:
-        self.app, self.limit = app, limit
+    def __init__(self, app: WSGIApp) -> None:
+        self.app = app
         self.calls: Any = queue.Queue()
 
     def __call__(self, environ: Record, start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -490,7 +516,7 @@ class OneAtATime:
         """The next call; raises queue.Empty if none comes in time."""
         future, environ = self.calls.get(timeout=seconds)
         try:
-            future.set_result(call(self.app, environ, self.limit))
+            future.set_result(call(self.app, environ))
         except BaseException as error:
             future.set_exception(error)
 
@@ -509,6 +535,7 @@ LOOKS_BASE64 = re.compile(
 GZIP_BYTES, GZIP_PART = 1000, 0.7
 # Bytes written at a time, or made base64: 750 kB in 1.6 ms, where all at once take 2.2.
 PIECE = 3 << 16
+UTF_8 = ("", "utf-8", "utf8")
 
 # JSONEncoder.encode makes one for each text, half of its 1.7 us.
 json_parts = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
@@ -549,7 +576,7 @@ def result_of(response: Response, accept_encoding: str = "", cors: str = "") -> 
     if "gzip" in accept_encoding and parse_accept_header(accept_encoding)["gzip"]:
         body = compress(fields, body)
     content = encode_body(fields, body) if body and status not in (204, 205, 304) else ""
-    headers = {field[0]: field[1] if len(field) == 2 else field[1:] for field in fields.values()}
+    headers = {name: texts if texts[1:] else texts[0] for name, *texts in fields.values()}
     result = {"statusCode": status, "headers": headers, "body": content}
     if status < 500:
         return result
@@ -596,8 +623,8 @@ def first(fields: Fields, name: str) -> str:
 
 def gzip_pays(fields: Fields, body: bytes) -> bool:
     """Whether gzip makes it much smaller, and the controller can carry it then."""
-    kind, _, _ = media_type(first(fields, "content-type"))
-    carried = kind not in TEXT or is_json(kind) or "javascript" in kind
+    kind, charset, as_text = media_type(first(fields, "content-type"))
+    carried = not as_text or (is_json(kind) and charset in UTF_8) or "javascript" in kind
     if not carried or "content-encoding" in fields or "content-range" in fields or body.isspace():
         return False
     sample = body[:16384]
@@ -621,30 +648,38 @@ def encode_body(fields: Fields, body: bytes) -> Union[str, bytes]:
 
     Changes a Content-Type with which it could not carry the body. Raises NotCarriedError.
     """
-    kind, charset, as_text = media_type(first(fields, "content-type"))
+    content_type = first(fields, "content-type")
+    kind, charset, as_text = media_type(content_type)
+    if content_type and not kind:  # then perhaps its parameters are malformed
+        fields["content-type"] = ["Content-Type", content_type.partition(";")[0]]
+        kind, charset, as_text = media_type(first(fields, "content-type"))
     encoding = ""
     if "content-encoding" in fields:
         encoding = first(fields, "content-encoding").lower().replace("identity", "")
         if encoding and "javascript" in kind:
             fields["content-type"] = ["Content-Type", "text/javascript"]  # which is base64
             return body
-    if not as_text or (encoding and is_json(kind)):
-        return as_binary(fields, kind, charset, body)
+    if not as_text or (encoding and is_json(kind) and charset in UTF_8):
+        return as_binary(fields, body)
     try:
         text = (unpacked(body, encoding) if encoding else body).decode(charset or "utf-8")
     except (LookupError, UnicodeError):  # then it is not what it says
-        return as_binary(fields, kind if is_json(kind) else "", charset, body)
+        if not is_json(kind):
+            fields["content-type"] = ["Content-Type", "application/octet-stream"]
+        return as_binary(fields, body)
     if encoding:
         del fields["content-encoding"]
     if is_json(kind) and LOOKS_BASE64.match(text):
-        return as_binary(fields, kind, charset, text.encode())
+        return as_binary(fields, text.encode())
     return text
 
 
-def as_binary(fields: Fields, kind: str, charset: str, body: bytes) -> bytes:
+def as_binary(fields: Fields, body: bytes) -> bytes:
     """The body, with a Content-Type that is not text for the controller."""
-    if charset or not kind:
-        fields["content-type"] = ["Content-Type", kind or "application/octet-stream"]
+    content_type = CHARSET.sub("", first(fields, "content-type"))
+    if not media_type(content_type)[0]:
+        content_type = "application/octet-stream"
+    fields.setdefault("content-type", ["Content-Type"])[1:] = [content_type]
     return body
 
 
@@ -784,11 +819,11 @@ class Handler(serving.WSGIRequestHandler):
 
 
 SWAGGER_BASE = re.compile(rb'"basePath": ?"(/[^"]*)"')
-RESTX = {"flask_restx", "flask_restplus"}  # keep the basePath of their first schema, so that
-STAND_IN = "/" + os.urandom(16).hex()  # is this one, which is then replaced by each caller's
+SCHEMA = "/swagger.json"
+RESTX = {"flask_restx", "flask_restplus"}  # whose basePath is for ever that of the first request
 NOT_LOADED = "The model is not loaded; the log says more."
 MALFORMED = "The message is not valid: %s: %s."
-# A message is read up to so many times RESULT_LIMIT, as its JSON may take a hundred times its size.
+# A message is read if it takes at most so many times RESULT_LIMIT, as its JSON takes more memory.
 MESSAGE_FACTOR = 8
 
 
@@ -797,7 +832,7 @@ class Proxy:
 
     def __init__(self, model: "Model", settings: Dict[str, str]) -> None:
         self.model, self.settings = model, settings
-        self.limit, self.logs = model.limit, model.logs
+        self.limit, self.logs = int(settings["RESULT_LIMIT"]), model.logs
 
     def __call__(self, environ: Record, start_response: Callable[..., Any]) -> Iterable[bytes]:
         endpoint = environ["PATH_INFO"] if environ["REQUEST_METHOD"] == "POST" else ""
@@ -833,17 +868,18 @@ class Proxy:
 
     def message(self, request: Record) -> Any:
         """The request's JSON; raises any Exception if it is malformed or too long."""
-        size, most = int(request["CONTENT_LENGTH"]), self.limit * MESSAGE_FACTOR or sys.maxsize
-        data = request["wsgi.input"].read(max(0, min(size, most)))
-        if size > most:
+        size = int(request["CONTENT_LENGTH"])
+        if 0 < self.limit * MESSAGE_FACTOR < size:
             raise ValueError("it takes %d bytes, and RESULT_LIMIT is %d" % (size, self.limit))
-        return parse(data)
+        return parse(request["wsgi.input"].read(max(0, size)))
 
     def init(self, request: Record) -> Record:
         """Takes over the platform's part of the environment, and waits for the model."""
         try:
             env = self.message(request)["value"].get("env", {})
             variables = checked({name: env[name] for name in env if OW_NAME.match(name)})
+            if len(variables.keys() | C_VARIABLES.keys()) > 100:
+                raise ValueError("there are more than 100 variables")
         except Exception as error:
             return failure(400, MALFORMED % (type(error).__name__, error))
         failed = self.model.wait(variables.get("__OW_DEADLINE", ""))
@@ -896,36 +932,38 @@ class Proxy:
     def respond(self, environ: Record) -> Response:
         """The app's answer; to a HEAD one as long as to a GET, as the controller leaves out what
         the body is, and takes the Content-Length from it."""
-        if environ["PATH_INFO"] == "/swagger.json":
+        if environ["PATH_INFO"].endswith(SCHEMA):
             return self.schema(environ)
-        response = self.call(environ)
+        status, headers, body = self.call(environ)
         if environ["REQUEST_METHOD"] != "HEAD":
-            return response
-        length = datastructures.Headers(response[1]).get("Content-Length", 0, int)
-        if 0 < self.limit < length * 2:  # perhaps too large, or fits in gzip
+            return status, headers, body
+        texts = {name.lower(): text for name, text in headers}
+        length = texts.get("content-length", "")
+        size = int(length) if length.isdecimal() else 0
+        _, charset, _ = media_type(texts.get("content-type", ""))
+        if size * 2 > self.limit or charset not in UTF_8:  # then its length is known once it's made
             return self.call({**environ, "REQUEST_METHOD": "GET"})
-        return response[0], response[1], b" " * length
+        return status, headers, b" " * size
 
     def schema(self, environ: Record) -> Response:
         """Swagger UI's, with the basePath that the model has for this caller."""
-        base = quoted(environ["SCRIPT_NAME"])
+        base, folder = quoted(environ["SCRIPT_NAME"]), quoted(environ["PATH_INFO"][: -len(SCHEMA)])
         method = environ["REQUEST_METHOD"].replace("HEAD", "GET")  # its length depends on the base
-        seen = {"SCRIPT_NAME": STAND_IN} if RESTX.intersection(sys.modules) else {}
-        status, headers, body = self.call({**environ, "REQUEST_METHOD": method, **seen})
+        status, headers, body = self.call({**environ, "REQUEST_METHOD": method})
         found = SWAGGER_BASE.search(body)
         if found:
             path = found.group(1).decode()
-            if seen:  # else it is of an earlier caller, whose request was validated
-                path = path[len(STAND_IN) :] if path.startswith(STAND_IN) else ""
-            elif path.startswith(base):
+            if RESTX.intersection(sys.modules) and path.endswith(folder):
+                path = folder
+            elif (path + "/").startswith(base + "/"):
                 path = path[len(base) :]
             own = (base + path).rstrip("/") or "/"
             body = body[: found.start(1)] + own.encode() + body[found.end(1) :]
-        headers = [(name, text.replace(STAND_IN, base)) for name, text in headers]
-        return status, headers, body.replace(STAND_IN.encode(), base.encode())
+        return status, headers, body
 
     def call(self, environ: Record) -> Response:
-        return call(self.model.app, {**environ}, self.limit)  # apps may change their environ
+        """Of a copy, as an app may change its environ."""
+        return call(self.model.app, {**environ, LIMIT: self.limit})
 
 
 # ---- The life cycle ----
@@ -947,6 +985,10 @@ OTHER_SERVER = (
     "The model's app.py runs %s. If that serves a WSGI app, like those of Flask and Django, name "
     "it: WSGI_APP=module:attribute. " + OTHER_APPS
 )
+PATCHED_THREADS = (
+    "The model's app.py patches Python's threads, as gevent does. It needs a server of its own and "
+    "forward.py: see the README."
+)
 NO_APP = (
     "%s does not take (environ, start_response) as a WSGI app does. A factory is named with "
     "parentheses: WSGI_APP=app:create_app(). " + OTHER_APPS
@@ -962,8 +1004,8 @@ REQUESTS_SECONDS, EXIT_SECONDS = 8, 1.5  # of the 10 that `docker stop` waits
 class Model:
     """The model's app: found by running app.py as the image itself would, or by its name."""
 
-    def __init__(self, limit: int, logs: List[Log]) -> None:
-        self.limit, self.logs = limit, logs
+    def __init__(self, logs: List[Log]) -> None:
+        self.logs = logs
         self.app: Any = None
         self.error, self.loaded, self.has_ended = "", threading.Event(), False
         self.waiting_apps: List[Tuple[threading.Thread, WSGIApp]] = []
@@ -997,11 +1039,14 @@ class Model:
             given = signature.bind(*arguments, **options).arguments
             self.take(given["application"], given.get("threaded", False))
 
-        def run(app: WSGIApp, *_: Any, **options: Any) -> None:
+        def run(app: WSGIApp, *_: Any, load_dotenv: bool = True, **options: Any) -> None:
+            if hasattr(flask.cli, "load_dotenv") and flask.helpers.get_load_dotenv(load_dotenv):
+                flask.cli.load_dotenv()
             self.take(app, options.get("threaded", True))
 
         werkzeug.run_simple = serving.run_simple = run_simple
-        importlib.import_module("flask").Flask.run = run
+        flask: Any = importlib.import_module("flask")
+        flask.Flask.run = run
 
     def take(self, app: Any, threaded: bool = True) -> None:
         """Stands in for a server's run(), so it does not return either."""
@@ -1009,7 +1054,7 @@ class Model:
         is_main = thread is threading.main_thread()
         wait: Callable[[float], Any] = time.sleep
         if not threaded:
-            app = OneAtATime(app, self.limit)
+            app = OneAtATime(app)
             wait = app.serve_one
         if is_main:
             self.arm_signals()  # before anybody knows that it is loaded
@@ -1028,6 +1073,10 @@ class Model:
 
     def search_main_thread(self) -> None:
         """For an app.py that waits for the thread which runs the app, or runs another server."""
+        if threading.main_thread().ident not in sys._current_frames():
+            self.error = PATCHED_THREADS
+            self.loaded.set()
+            return
         for frame in frames_of_main_thread():
             package = frame.f_globals.get("__name__", "").partition(".")[0]
             function = package + "." + frame.f_code.co_name
@@ -1186,7 +1235,7 @@ def main() -> None:
     settings = read_settings()
     logs = [Log(1), Log(2)]
     sys.stdout, sys.stderr = logs[0].text, logs[1].text
-    model = Model(int(settings["RESULT_LIMIT"]), logs)
+    model = Model(logs)
     server = listen(int(settings["PORT"]), Proxy(model, settings))
     model.load(settings["WSGI_APP"], stop_on_signals(server, logs))
 

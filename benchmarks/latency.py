@@ -182,7 +182,7 @@ sys.path[:0] = [{root!r}]
 import openwhisk
 data = sys.stdin.buffer.read()
 logs = [openwhisk.Log(2), openwhisk.Log(2)]
-model = openwhisk.Model(0, logs)
+model = openwhisk.Model(logs)
 proxy = openwhisk.Proxy(model, openwhisk.read_settings())
 def run():
     environ = dict(REQUEST_METHOD="POST", PATH_INFO="/run", CONTENT_LENGTH=str(len(data)))

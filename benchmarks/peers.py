@@ -115,7 +115,7 @@ def wsgi_call(body: bytes) -> Call:
 
 def own(data: bytes) -> bytes:
     environ = openwhisk.environ_of(openwhisk.parse(data), SETTINGS)
-    result = openwhisk.result_of(openwhisk.call(app, environ, 0))
+    result = openwhisk.result_of(openwhisk.call(app, environ))
     return b"".join(openwhisk.serialize(result)[1])
 
 

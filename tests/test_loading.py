@@ -30,6 +30,15 @@ from test_fidelity import compare
 
 import openwhisk
 
+ENV_APP = """
+import os
+from flask import Flask
+
+app = Flask(__name__)
+app.add_url_rule("/", view_func=lambda: os.environ.get("MY_KEY", "none"))
+app.run()
+"""
+
 
 class TestInit:
     def test_should_answer_ok_again_and_again(self, flask_app: Process) -> None:
@@ -209,6 +218,8 @@ class TestApps:
             assert [text_of(run.result()) for run in runs] == ["a 1", "b 1", "c 1", "d 1"]
             assert [some.result().body for some in own] == [b"e 1", b"f 1", b"g 1", b"h 1"]
             assert process.run(web("/nowhere"))["statusCode"] == 404
+            assert "takes over 33554432 bytes" in process.run(web("/large"))["error"]["body"]
+            assert len(process.request("GET", "/large").body) == 40_000_000
             assert process.run(web("/exit"))["error"]["statusCode"] == 500
             assert process.run(web("/"))["statusCode"] == 200
 
@@ -238,6 +249,21 @@ class TestApps:
             error = process.post("/init", {"value": {}}).json["error"]
             assert f"app.py runs {server}." in error and "WSGI_APP=module:attribute" in error
             assert process.request("GET", "/").status == 503
+
+    def test_should_be_said_to_need_its_own_server_if_it_patches_threads(self) -> None:
+        container = start_container(sys.executable, LIVE_APPS / "started", HOW="gevent")
+        with running(container) as process:
+            error = process.post("/init", {"value": {}}).json["error"]
+            assert "patches Python's threads" in error and "forward.py" in error
+
+    @pytest.mark.stacks(1)
+    @pytest.mark.parametrize("skip", ["", "1"])
+    def test_should_have_its_env_files(self, stack: str, tmp_path: Path, skip: str) -> None:
+        """As `Flask.run` loads them where python-dotenv is installed."""
+        (tmp_path / ".env").write_text("MY_KEY=42")
+        (tmp_path / "app.py").write_text(ENV_APP)
+        with running(start_container(stack, tmp_path, FLASK_SKIP_DOTENV=skip)) as process:
+            assert text_of(process.run(web("/"))) == ("none" if skip else "42")
 
     def test_should_be_free_to_start_and_stop_processes(self, stack: str) -> None:
         with running(start_container(stack, LIVE_APPS / "started", HOW="simple")) as process:

@@ -184,6 +184,22 @@ class TestRun:
             "__OW_ACTION_NAME=/guest/rec"
         ]
 
+    @pytest.mark.stacks(2)
+    def test_should_leave_room_in_the_environment_for_ever(self, flask_app: Process) -> None:
+        for number in range(10):
+            env = {f"__OW_{chr(65 + number)}{'A' * length}": "x" * 1000 for length in range(30)}
+            answer = flask_app.post("/init", {"value": {"env": env}})
+            assert answer.status == (200 if number < 3 else 502)
+        assert "__OW_AA=x" in text_of(flask_app.run(web("/spawn")))
+
+    @pytest.mark.stacks(2)
+    def test_should_give_child_processes_ids_though_the_app_took_them_away(
+        self, flask_app: Process
+    ) -> None:
+        for number in ("1", "2"):
+            lines = text_of(flask_app.run(web("/spawn-anew"), activation_id=number)).splitlines()
+            assert f"__OW_ACTIVATION_ID={number}" in lines
+
     def test_should_take_the_ids_of_an_init_that_comes_later(self, flask_app: Process) -> None:
         for number in ("1", "2"):
             flask_app.post("/init", {"value": {"env": {"__OW_ACTIVATION_ID": "init"}}})
@@ -354,6 +370,27 @@ class TestMessage:
             assert result["error"]["statusCode"] == 400
             sentence = json.loads(result["error"]["body"])["error"]
             assert re.search(r"it takes 4\d{4} bytes, and RESULT_LIMIT is 1000\.$", sentence)
+
+    @pytest.mark.stacks(2)
+    @pytest.mark.parametrize("digits", [4300, 4301, 2_000_000])
+    def test_should_have_no_number_that_takes_long_to_read(
+        self, recorder: Process, digits: int
+    ) -> None:
+        """In Python before 3.11 one of 1 MB takes 13 s."""
+        number = b'{"value": {"n": %s, "__ow_method": "get"}}' % (b"1" * digits)
+        result = recorder.post("/run", number, seconds=5).json
+        assert ("error" in result) == (digits > 4300)
+        assert digits < 4301 or "a number has over 4300 digits" in result["error"]["body"]
+
+    @pytest.mark.parametrize("place", ["name", "text"])
+    def test_should_be_refused_if_its_headers_are_huge(self, recorder: Process, place: str) -> None:
+        for length, refused in ((500_000, False), (600_000, True)):
+            long = "x" * length
+            value = web()
+            value["__ow_headers"] = {long: "a"} if place == "name" else {"content-type": long}
+            result = recorder.run({**value, "__ow_path": "/x"})
+            assert ("error" in result) == refused
+            assert not refused or "the headers take over 524288 bytes" in result["error"]["body"]
 
     def test_should_be_refused_without_a_length(self, recorder: Process) -> None:
         answer = request(recorder.port, "POST", "/run", chunks=b"{}")
@@ -576,6 +613,36 @@ class TestBasePath:
             assert refused["headers"]["Location"].endswith("/ocr/login")
             assert '"/ocr/login"' in text_of(refused)
 
+    @pytest.mark.parametrize("where", ["Blueprint", "prefix"])
+    @pytest.mark.parametrize("first", ["swagger.json", "validated", "own"])
+    def test_should_not_be_another_callers_below_the_root_either(
+        self, stack: str, tmp_path: Path, where: str, first: str
+    ) -> None:
+        below = 'api = Api(app, prefix="/api/v1")'
+        if where == "Blueprint":
+            below = (
+                'from flask import Blueprint\nfolder = Blueprint("v1", __name__, url_prefix="/api/v1")\n'
+                "api = Api(folder)\napp.register_blueprint(folder)"
+            )
+        (tmp_path / "app.py").write_text(RESTX_APP.replace("api = Api(app)", below))
+        path, evil = "/api/v1/swagger.json", {"x_forwarded_prefix": "/evil"}
+        with running(start_container(stack, tmp_path)) as process:
+            process.post("/init", {"value": {}})
+            if first == "own":
+                assert process.request("GET", path).json["basePath"] == "/api/v1"
+            elif first == "validated":
+                body = base64.b64encode(b'{"a": 1}').decode()
+                value = web("/api/v1/validated", "post", body, content_type="application/json")
+                value["__ow_headers"]["x-forwarded-prefix"] = "/evil"
+                assert process.run(value)["statusCode"] == 200
+            else:
+                swagger = json.loads(text_of(process.run(web(path, **evil))))
+                assert swagger["basePath"] == "/evil/api/v1"
+            for base in ("/ocr", "", "/api"):
+                value = web(path, x_forwarded_prefix=base or "/")
+                swagger = json.loads(text_of(process.run(value)))
+                assert swagger["basePath"] == base + "/api/v1"
+
     @pytest.mark.stacks(2)
     def test_should_come_before_a_base_path_of_the_apps_own(self, stack: str) -> None:
         schema = base64.b64encode(b'{"basePath": "/v1"}').decode()
@@ -583,7 +650,7 @@ class TestBasePath:
         query = "answer=" + quote(json.dumps({"status": 200, "headers": headers, "body": schema}))
         env = {"WSGI_APP": "app:app"}
         with running(start_container(stack, LIVE_APPS / "recorder", **env)) as process:
-            for base, expected in (("/v1", "/v1"), ("/ocr", "/ocr/v1"), ("/", "/v1")):
+            for base, expected in (("/v1", "/v1"), ("/v", "/v/v1"), ("/", "/v1")):
                 value = web("/swagger.json", query=query, x_forwarded_prefix=base)
                 assert json.loads(text_of(process.run(value)))["basePath"] == expected
 
@@ -595,6 +662,7 @@ class TestBasePath:
     def test_should_stand_in_the_request_uri(self, recorder: Process) -> None:
         seen = environ(recorder, web("/a%2Fb", query="c=%20", x_forwarded_prefix="/caf%C3%A9"))
         assert seen["REQUEST_URI"] == "/caf%C3%A9/a%2Fb?c=%20"
+        assert seen["RAW_URI"] == seen["REQUEST_URI"]
         assert environ(recorder, web())["REQUEST_URI"].endswith("/default/rec/model/predict")
 
 

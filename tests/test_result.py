@@ -166,6 +166,97 @@ class TestResult:
         result = recorder.run(web("/x", "head", query="answer=" + json.dumps(asked)))
         assert (result["statusCode"], result["body"]) == (200, "")
 
+    def test_should_be_to_a_head_though_http_forbids_a_header(self, flask_app: Process) -> None:
+        get, head = (flask_app.run(web("/split", method)) for method in ("get", "head"))
+        assert (head["statusCode"], head["headers"]) == (200, get["headers"])
+
+    @pytest.mark.parametrize("charset", ["utf-16", "iso-8859-1"])
+    def test_should_be_as_long_to_a_head_as_to_a_get_in_any_charset(
+        self, flask_app: Process, charset: str
+    ) -> None:
+        query = "type=" + quote(f"text/plain; charset={charset}")
+        get, head = (
+            flask_app.run(web("/bytes/1000", method, query=query)) for method in ("get", "head")
+        )
+        assert len(head["body"].encode()) == len(get["body"].encode())
+
+    def test_should_not_be_made_up_for_a_head_without_a_limit(
+        self, stack: str, tmp_path: Path
+    ) -> None:
+        (tmp_path / "app.py").write_text(MOUNTED.replace('"600000"', "str(10 ** 14)"))
+        env = {"WSGI_APP": "app:app", "RESULT_LIMIT": "0"}
+        with running(start_container(stack, tmp_path, **env)) as process:
+            assert process.run(web("/sub/big", "head"))["statusCode"] == 200
+
+    @pytest.mark.stacks(2)
+    def test_should_be_the_answer_though_its_end_fails(self, flask_app: Process) -> None:
+        result = flask_app.run(web("/fails-at-close"))
+        assert (result["statusCode"], result["body"]) == (200, "whole")
+        assert "RuntimeError: secret" in flask_app.until(SENTINEL, flask_app.err)
+
+    def test_should_not_hide_an_error_that_comes_halfway(self, flask_app: Process) -> None:
+        result = flask_app.run(web("/restart"))
+        assert result["error"]["statusCode"] == 500
+        assert "page" not in result["error"]["body"]
+
+    def test_should_keep_a_byte_order_mark(self) -> None:
+        """As spreadsheets want it."""
+        headers = [("Content-Type", "text/csv; charset=utf-8-sig")]
+        result = openwhisk.result_of(("200 OK", headers, "a;é".encode("utf-8-sig")))
+        assert result["body"] == "\ufeffa;é"
+
+    @pytest.mark.parametrize("accepted", ["", "gzip"])
+    def test_should_be_json_in_its_charset(self, accepted: str) -> None:
+        headers = [("Content-Type", "application/json; charset=ISO-8859-1")]
+        body = ('"%s"' % ("é" * 2000)).encode("latin-1")
+        assert openwhisk.result_of(("200 OK", headers, body), accepted)["body"] == (
+            body.decode("latin-1")
+        )
+        packed = [*headers, ("Content-Encoding", "gzip")]
+        result = openwhisk.result_of(("200 OK", packed, gzip.compress(body)), accepted)
+        assert result["body"] == body.decode("latin-1")
+        assert result["headers"].keys() == {"Content-Type"}
+
+    def test_should_be_packed_whatever_utf_8_is_called(self) -> None:
+        for charset in ("utf-8", "UTF8", '"utf-8"'):
+            headers = [("Content-Type", f"application/json; a=b; charset={charset}; c=d")]
+            result = openwhisk.result_of(("200 OK", headers, b"[" * 2000), "gzip")
+            assert result["headers"]["Content-Encoding"] == "gzip"
+            assert result["headers"]["Content-Type"] == "application/json; a=b; c=d"
+
+    @pytest.mark.parametrize(
+        ("sent", "carried"),
+        [
+            ("multipart/mixed; boundary=x; charset=utf-8", "multipart/mixed; boundary=x"),
+            ("image/png; name=my file.png", "image/png"),
+            ("text/html;charset=", "text/html"),
+            ("a b; c=d", "application/octet-stream"),
+        ],
+    )
+    def test_should_keep_what_it_can_of_its_type(self, sent: str, carried: str) -> None:
+        result = openwhisk.result_of(("200 OK", [("Content-Type", sent)], b"x"))
+        assert result["headers"] == {"Content-Type": carried}
+        assert isinstance(result["body"], str) == (carried == "text/html")
+
+    def test_should_not_be_packed_if_the_controller_only_carries_it_as_text(
+        self, flask_app: Process
+    ) -> None:
+        query = "type=" + quote("application/x-ndjson; charset=utf-8")
+        small, large = (
+            flask_app.run(web(f"/bytes/{size}", query=query, accept_encoding="gzip"))
+            for size in (2000, 2_000_000)
+        )
+        assert small["headers"] == {"Content-Type": "application/x-ndjson; charset=utf-8"}
+        assert "--compressed" not in large["error"]["body"]
+
+    @pytest.mark.stacks(2)
+    def test_should_match_its_own_etag(self, flask_app: Process) -> None:
+        """The proxy makes it weak when it compresses, which If-Match does not take."""
+        etag = flask_app.run(web("/versioned", accept_encoding="gzip"))["headers"]["ETag"]
+        assert etag == 'W/"abc"'
+        for sent, status in ((etag, 204), ('"abc"', 204), ('"other"', 412)):
+            assert flask_app.run(web("/versioned", "put", if_match=sent))["statusCode"] == status
+
     def test_should_not_be_compressed_if_it_is_a_part(self) -> None:
         part = [("Content-Type", "application/json"), ("Content-Range", "bytes 0-1999/4000")]
         result = openwhisk.result_of(("206 Partial Content", part, b" " * 2000), "gzip")

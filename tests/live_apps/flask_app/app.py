@@ -47,6 +47,16 @@ def spawn() -> Any:
     return Response(subprocess.check_output(["env"]), mimetype="text/plain")
 
 
+@application.route("/spawn-anew")
+def spawn_anew() -> Any:
+    """As after a with of unittest.mock.patch.dict(os.environ)."""
+    variables = dict(os.environ)
+    environment = subprocess.check_output(["env"])
+    os.environ.clear()
+    os.environ.update(variables)
+    return Response(environment, mimetype="text/plain")
+
+
 @application.route("/rewrap")
 def rewrap() -> Any:
     """What models do that want another encoding; a buffer of its own holds the text back."""
@@ -126,6 +136,26 @@ def count(count: Any) -> Any:
     )
 
 
+@application.route("/fails-at-close")
+def fails_at_close() -> Any:
+    def clean_up() -> None:
+        raise RuntimeError("secret")
+
+    response = Response("whole")
+    response.call_on_close(clean_up)
+    return response
+
+
+@application.route("/versioned", methods=["GET", "PUT"])
+def versioned() -> Any:
+    """Changes only what the caller has seen, by its strong ETag."""
+    if request.method == "PUT":
+        return "", 204 if request.if_match.contains("abc") else 412
+    response = jsonify(["x"] * 1000)
+    response.set_etag("abc")
+    return response
+
+
 @application.route("/header")
 def header() -> Any:
     response = Response("x")
@@ -167,6 +197,13 @@ class Raises:
         if environ["PATH_INFO"] == "/endless":
             start_response("200 OK", [("Content-Type", "text/plain")])
             return Endless()
+        if environ["PATH_INFO"] == "/restart":
+            start_response("200 OK", [("Content-Type", "text/plain")])(b"half a ")
+            try:
+                raise RuntimeError("secret")
+            except RuntimeError:
+                start_response("500 Error", [("Content-Type", "text/plain")], sys.exc_info())
+            return [b"page"]
         if environ["PATH_INFO"] == "/write":
             start_response("200 OK", [("Content-Type", "text/plain")])(b"written, ")
             return [b"returned"]

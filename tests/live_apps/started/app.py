@@ -64,6 +64,11 @@ def bound(name: str) -> str:
     return f"{rows[0][0]} {count}"
 
 
+@app.route("/large")
+def large() -> bytes:
+    return bytes(40_000_000)
+
+
 @app.route("/exit")
 def leave() -> str:
     sys.exit("secret")
@@ -146,6 +151,10 @@ if __name__ == "__main__":
         serving.join()
     elif how == "asyncio":
         run_an_event_loop()
+        app.run()
+    elif how == "gevent":
+        importlib.import_module("gevent.monkey").patch_all()
+        time.sleep(60)
         app.run()
     elif how == "wsgiref":
         make_server("127.0.0.1", 0, app).serve_forever()
