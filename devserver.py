@@ -720,7 +720,9 @@ def result_as_http(result: Any) -> Reply:
         if not media.is_json:
             raise mismatch
         data = pretty(body).encode()
-    elif media.is_text and not (media.is_json and LOOKS_BASE64.match(body)):
+    elif media.is_text and not (
+        media.is_json and not media.parameters and LOOKS_BASE64.match(body)
+    ):
         data = body.encode("utf-8", "replace")
     else:
         try:

@@ -677,8 +677,9 @@ def encode_body(fields: Fields, body: bytes) -> Union[str, bytes]:
 def as_binary(fields: Fields, body: bytes) -> bytes:
     """The body, with a Content-Type that is not text for the controller."""
     content_type = CHARSET.sub("", first(fields, "content-type"))
-    if not media_type(content_type)[0]:
-        content_type = "application/octet-stream"
+    kind, _, as_text = media_type(content_type)
+    if as_text or not kind:  # JSON with parameters is text only
+        content_type = kind or "application/octet-stream"
     fields.setdefault("content-type", ["Content-Type"])[1:] = [content_type]
     return body
 

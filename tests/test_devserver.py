@@ -351,6 +351,22 @@ def test_a_result_that_is_no_response_is_an_error(action: int, result: Any, stat
     assert request(action, "GET", BASE).status == status
 
 
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/json", b"i\xb7\x1d"),
+        ("application/json; charset=utf-8", b"i\xb7\x1d"),
+        ("application/json; a=b", b"abcd"),
+    ],
+)
+def test_json_is_decoded_from_base64_only_without_parameters(
+    action: int, kind: str, body: bytes
+) -> None:
+    """As a real controller did on 2026-11-26."""
+    Container.data = json.dumps({"body": "abcd", "headers": {"content-type": kind}}).encode()
+    assert request(action, "GET", BASE).body == body
+
+
 def test_a_head_has_the_headers_of_the_body(action: int) -> None:
     Container.data = b'{"body": "abc", "headers": {"content-type": "text/plain"}}'
     answer = request(action, "HEAD", BASE)
