@@ -103,9 +103,9 @@ class MediaType:
             if name.lower() == "charset"
         ]
         self.parameters = "".join(f"; {name}={text}" for name, text in sorted(parameters.items()))
-        self.is_json = is_json(self.kind)
+        self.is_json = is_json(self.kind) and not self.parameters
         self.is_text = is_text(self.kind, "".join(charsets))
-        fixed = self.is_json or self.kind in (
+        fixed = is_json(self.kind) or self.kind in (
             "application/x-www-form-urlencoded",
             "text/event-stream",
         )
@@ -593,7 +593,7 @@ def render_query(pairs: list[tuple[str, str | None]]) -> str:
 
 def carried(media: MediaType, body: bytes) -> str:
     """`__ow_body`: text decoded as UTF-8 whatever its charset, or base64."""
-    if media.is_text and media.kind != "application/json":
+    if media.is_text and str(media) != "application/json":
         return body.decode(errors="replace")
     return base64.b64encode(body).decode()
 
@@ -720,9 +720,7 @@ def result_as_http(result: Any) -> Reply:
         if not media.is_json:
             raise mismatch
         data = pretty(body).encode()
-    elif media.is_text and not (
-        media.is_json and not media.parameters and LOOKS_BASE64.match(body)
-    ):
+    elif media.is_text and not (media.is_json and LOOKS_BASE64.match(body)):
         data = body.encode("utf-8", "replace")
     else:
         try:

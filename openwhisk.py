@@ -34,7 +34,7 @@ import traceback
 import zlib
 from concurrent.futures import Future
 from http.server import HTTPServer
-from typing import Any, Callable, Dict, Iterable, List, Set, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Set, Tuple, Union
 from urllib.parse import quote, unquote, urlencode
 
 import werkzeug
@@ -116,8 +116,8 @@ TEXT = set(
     text/x-speech text/x-uuencode text/x-vcalendar text/x-vcard text/xml
     """.split()
 )
-# A charset makes other types text too, but none that begins like these, nor images, sounds and the
-# like: the controller has them registered as binary (MediaType.scala of Apache Pekko HTTP 1.1).
+# A charset makes other types text too, but none that begins like these: the controller has them
+# registered as binary (MediaType.scala of Apache Pekko HTTP 1.1), or most of their kind.
 BINARY = tuple(
     """
     application/cbor application/gnutar application/grpc application/java-archive application/lha
@@ -129,7 +129,7 @@ BINARY = tuple(
     application/x-debian-package application/x-dvi application/x-font- application/x-gtar
     application/x-gzip application/x-rar-compressed application/x-redhat-package-manager
     application/x-shockwave-flash application/x-tar application/x-tex application/x-x509-ca-cert
-    application/x-xpinstall application/zip
+    application/x-xpinstall application/zip audio/ font/ image/ message/ multipart/ video/
     """.split()
 )
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # https://www.rfc-editor.org/rfc/rfc9110#name-tokens
@@ -138,29 +138,35 @@ CONTENT_TYPE = re.compile(r"\s*({0}/{0})((?:{1})*)[\s;]*\Z".format(TOKEN, PARAME
 CHARSET = re.compile(r"\s*;\s*charset=[\"']?([^\"';\s]+)[\"']?", re.IGNORECASE)
 
 
-@functools.lru_cache()
-def media_type(content_type: str) -> Tuple[str, str, bool]:
-    """Type and charset in lower case ("" if absent or malformed), and whether it is text.
+class MediaType(NamedTuple):
+    """A Content-Type as the controller understands it."""
 
-    Python's own utf-8-sig is utf-8, so that a byte order mark stays.
-    """
+    kind: str = ""  # in lower case, empty if it is absent or malformed
+    charset: str = ""  # in lower case, empty if it is absent
+    is_text: bool = False  # else it is base64
+    is_json: bool = False  # of which the controller takes base64, too, and makes parameters
+
+
+@functools.lru_cache()
+def media_type(content_type: str) -> MediaType:
+    """Python's own charset utf-8-sig becomes utf-8, so that a byte order mark stays."""
     found = CONTENT_TYPE.match(content_type)
     if not found:
-        return "", "", False
-    kind, parameter = found.group(1).lower(), CHARSET.search(found.group(2))
-    charset = parameter.group(1).lower().replace("-sig", "") if parameter else ""
-    return kind, charset, is_text(kind, charset)
+        return MediaType()
+    kind, charset = found.group(1).lower(), CHARSET.search(content_type)
+    name = charset.group(1).lower().replace("-sig", "") if charset else ""
+    has_parameters = CHARSET.sub("", found.group(2)) != ""
+    return MediaType(kind, name, is_text(kind, name), is_json(kind) and not has_parameters)
 
 
 def is_json(kind: str) -> bool:
-    """Whether it is JSON for the controller, which then takes text as well as base64."""
+    """Whether it is a name of JSON, which is JSON for the controller if it has no parameters."""
     return kind == "application/json" or kind.endswith("+json")
 
 
 def is_text(kind: str, charset: str) -> bool:
     """Whether the controller carries it as text."""
-    may_be_text = kind.startswith(("text/", "application/")) and not kind.startswith(BINARY)
-    return kind in TEXT or (charset != "" and may_be_text)
+    return kind in TEXT or (charset != "" and not kind.startswith(BINARY))
 
 
 # ---- The message's ids go into the environment ----
@@ -301,21 +307,21 @@ def query_and_body(value: Record, headers: Record) -> Tuple[str, Union[bytes, Ba
 
     Raises any Exception if the message is malformed.
     """
-    kind, _, as_text = media_type(headers.get("content-type", ""))
+    media = media_type(headers.get("content-type", ""))
     query, body = value.get("__ow_query"), value.get("__ow_body", "")
     if query is None:  # OpenWhisk has made parameters of query and body
         parameters = {name: value[name] for name in value if name not in NO_PARAMETERS}
         has_body = "__ow_body" in value
         if not has_body and value["__ow_method"] not in ("get", "head"):
-            if is_json(kind):
+            if media.is_json:
                 return "", json.dumps(parameters).encode()
-            if kind == "application/x-www-form-urlencoded":
+            if media.kind == "application/x-www-form-urlencoded":
                 return "", urlencode(parameters).encode()
         query = urlencode(parameters)
-        if has_body and is_json(kind):
+        if has_body and media.is_json:
             return query, json.dumps(body).encode()
     # Of all JSON only this type comes in base64 (tests/recordings/README.md).
-    is_base64 = kind == "application/json" or not as_text
+    is_base64 = not media.is_text or (media.is_json and media.kind == "application/json")
     if isinstance(body, memoryview):
         return query, Base64Input(body) if is_base64 else bytes(body)
     data = body.encode("utf-8", "replace")
@@ -623,8 +629,9 @@ def first(fields: Fields, name: str) -> str:
 
 def gzip_pays(fields: Fields, body: bytes) -> bool:
     """Whether gzip makes it much smaller, and the controller can carry it then."""
-    kind, charset, as_text = media_type(first(fields, "content-type"))
-    carried = not as_text or (is_json(kind) and charset in UTF_8) or "javascript" in kind
+    media = media_type(first(fields, "content-type"))
+    is_utf8_json = media.is_json and media.charset in UTF_8
+    carried = not media.is_text or is_utf8_json or "javascript" in media.kind
     if not carried or "content-encoding" in fields or "content-range" in fields or body.isspace():
         return False
     sample = body[:16384]
@@ -649,27 +656,27 @@ def encode_body(fields: Fields, body: bytes) -> Union[str, bytes]:
     Changes a Content-Type with which it could not carry the body. Raises NotCarriedError.
     """
     content_type = first(fields, "content-type")
-    kind, charset, as_text = media_type(content_type)
-    if content_type and not kind:  # then perhaps its parameters are malformed
+    media = media_type(content_type)
+    if content_type and not media.kind:  # then perhaps its parameters are malformed
         fields["content-type"] = ["Content-Type", content_type.partition(";")[0]]
-        kind, charset, as_text = media_type(first(fields, "content-type"))
+        media = media_type(first(fields, "content-type"))
     encoding = ""
     if "content-encoding" in fields:
         encoding = first(fields, "content-encoding").lower().replace("identity", "")
-        if encoding and "javascript" in kind:
+        if encoding and "javascript" in media.kind:
             fields["content-type"] = ["Content-Type", "text/javascript"]  # which is base64
             return body
-    if not as_text or (encoding and is_json(kind) and charset in UTF_8):
+    if not media.is_text or (encoding and media.is_json and media.charset in UTF_8):
         return as_binary(fields, body)
     try:
-        text = (unpacked(body, encoding) if encoding else body).decode(charset or "utf-8")
+        text = (unpacked(body, encoding) if encoding else body).decode(media.charset or "utf-8")
     except (LookupError, UnicodeError):  # then it is not what it says
-        if not is_json(kind):
+        if media.kind in TEXT and not media.is_json:
             fields["content-type"] = ["Content-Type", "application/octet-stream"]
         return as_binary(fields, body)
     if encoding:
         del fields["content-encoding"]
-    if is_json(kind) and LOOKS_BASE64.match(text):
+    if media.is_json and LOOKS_BASE64.match(text):
         return as_binary(fields, text.encode())
     return text
 
@@ -677,9 +684,8 @@ def encode_body(fields: Fields, body: bytes) -> Union[str, bytes]:
 def as_binary(fields: Fields, body: bytes) -> bytes:
     """The body, with a Content-Type that is not text for the controller."""
     content_type = CHARSET.sub("", first(fields, "content-type"))
-    kind, _, as_text = media_type(content_type)
-    if as_text or not kind:  # JSON with parameters is text only
-        content_type = kind or "application/octet-stream"
+    if not media_type(content_type).kind:
+        content_type = "application/octet-stream"
     fields.setdefault("content-type", ["Content-Type"])[1:] = [content_type]
     return body
 
@@ -941,7 +947,7 @@ class Proxy:
         texts = {name.lower(): text for name, text in headers}
         length = texts.get("content-length", "")
         size = int(length) if length.isdecimal() else 0
-        _, charset, _ = media_type(texts.get("content-type", ""))
+        charset = media_type(texts.get("content-type", "")).charset
         if size * 2 > self.limit or charset not in UTF_8:  # then its length is known once it's made
             return self.call({**environ, "REQUEST_METHOD": "GET"})
         return status, headers, b" " * size

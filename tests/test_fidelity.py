@@ -169,6 +169,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"headers": {"User-Agent": "curl/8.0", "X-One": "é".encode().decode("latin-1")}},
     ),
     "query and form": ("/seen/x?a=1&b=%26", {}),
+    **{
+        f"body of {kind}": (
+            "/seen/x",
+            {"method": "POST", "body": b'{"a": 1}', "headers": {"Content-Type": kind}},
+        )
+        for kind in (
+            "application/json; a=b",
+            "application/problem+json; a=b",
+            "application/ld+json; profile=x",
+            "chemical/x-pdb; charset=UTF-8",
+            "application/x-foo; charset=UTF-8",
+        )
+    },
     "PNG body": (
         "/seen/x",
         {"method": "PUT", "body": PNG, "headers": {"Content-Type": "image/png"}},
@@ -199,6 +212,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             ("application/json", b'"a"'),
             ("application/json", b"\xff\xfe"),
             ("application/json", b"{}"),
+            ("application/json; a=b", b"1234"),
+            ("application/json; a=b", b"[" + b"1," * 2000 + b"1]"),
+            ("application/ld+json; profile=x", b"1234"),
             ("application/problem+json", b"1234"),
             ("application/vnd.acme+json", b"{}"),
             ("application/vnd.acme+json; charset=utf-8", b"1234"),

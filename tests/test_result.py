@@ -219,16 +219,27 @@ class TestResult:
 
     def test_should_be_packed_whatever_utf_8_is_called(self) -> None:
         for charset in ("utf-8", "UTF8", '"utf-8"'):
-            headers = [("Content-Type", f"application/json; a=b; charset={charset}; c=d")]
+            headers = [("Content-Type", f"application/json; charset={charset}")]
             result = openwhisk.result_of(("200 OK", headers, b"[" * 2000), "gzip")
             assert result["headers"]["Content-Encoding"] == "gzip"
             assert result["headers"]["Content-Type"] == "application/json"
+
+    @pytest.mark.parametrize("packed", [False, True])
+    @pytest.mark.parametrize("kind", ["application/json; a=b", "application/problem+json;a=b"])
+    def test_should_be_text_if_it_is_json_with_a_parameter(self, kind: str, packed: bool) -> None:
+        """The controller does not decode its base64."""
+        for body in (b"1234", b"[" * 2000):
+            headers = [("Content-Type", kind)]
+            sent = (headers + [("Content-Encoding", "gzip")], gzip.compress(body))
+            result = openwhisk.result_of(("200 OK", *(sent if packed else (headers, body))), "gzip")
+            assert (result["headers"], result["body"]) == ({"Content-Type": kind}, body.decode())
 
     @pytest.mark.parametrize(
         ("sent", "carried"),
         [
             ("multipart/mixed; boundary=x; charset=utf-8", "multipart/mixed; boundary=x"),
             ("application/x-foo+json; a=b", "application/x-foo+json; a=b"),
+            ("image/heic; charset=ISO-8859-1", "image/heic"),
             ("image/png; name=my file.png", "image/png"),
             ("text/html;charset=", "text/html"),
             ("a b; c=d", "application/octet-stream"),
@@ -238,6 +249,14 @@ class TestResult:
         result = openwhisk.result_of(("200 OK", [("Content-Type", sent)], b"x"))
         assert result["headers"] == {"Content-Type": carried}
         assert isinstance(result["body"], str) == (carried == "text/html")
+
+    def test_should_keep_its_type_though_it_is_no_text_as_it_says(self) -> None:
+        for sent, carried in (
+            ("application/x-foo; a=b; charset=utf-8", "application/x-foo; a=b"),
+            ("text/html; charset=utf-8", "application/octet-stream"),
+        ):
+            result = openwhisk.result_of(("200 OK", [("Content-Type", sent)], b"\xff"))
+            assert (result["headers"], result["body"]) == ({"Content-Type": carried}, b"\xff")
 
     def test_should_not_be_packed_if_the_controller_only_carries_it_as_text(
         self, flask_app: Process
