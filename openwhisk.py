@@ -64,7 +64,8 @@ SETTINGS: Dict[str, Tuple[str, Callable[[str], Any], str]] = {
     "CORS": ("", re.compile(ORIGINS).match, "app, * or origins like https://example.com"),
 }
 # An action may have these as parameters, too; one that is bound to it no caller can override.
-BOUND = ("PREDICT_PATH", "BASE_PATH", "CORS")
+BOUND = ("PREDICT_PATH", "BASE_PATH")
+BOUND_RAW = (*BOUND, "CORS")  # under --web raw, where no parameter is a caller's
 
 
 def check_setting(name: str, text: Any) -> str:
@@ -89,9 +90,8 @@ def read_settings() -> Dict[str, str]:
 
 
 def with_bound(settings: Dict[str, str], value: Record) -> Dict[str, str]:
-    """The settings of this action; raises ValueError. Under --web true, where a parameter may be a
-    caller's, without CORS."""
-    names = BOUND if "__ow_query" in value else BOUND[:2]
+    """The settings of this action; raises ValueError with a sentence if one is not valid."""
+    names = BOUND_RAW if "__ow_query" in value else BOUND
     bound = {name: check_setting(name, value[name]) for name in names if name in value}
     return {**settings, **bound}
 
@@ -209,7 +209,7 @@ def export(variables: Dict[str, str]) -> None:
 # ---- The message becomes a WSGI environ ----
 
 RESERVED = {"__ow_" + name for name in ("method", "headers", "path", "user", "query", "body")}
-NO_PARAMETERS = RESERVED.union(BOUND)
+NO_PARAMETERS = RESERVED.union(BOUND_RAW)
 
 # The JSON parser takes 0.8 ms for a body of 1 MB, cutting the body out first 0.03 ms.
 LONG_BODY = re.compile(rb'"__ow_body": ?"')
@@ -572,8 +572,8 @@ def result_of(response: Response, accept_encoding: str = "", cors: str = "") -> 
     Its body is bytes where JSON has to hold base64, which `serialize` makes of them. Raises
     NotCarriedError.
     """
-    status, body = int(response[0].split(None, 1)[0]), response[2]
-    fields = fields_of(response[1])
+    status_line, header_list, body = response
+    status, fields = int(status_line.split(None, 1)[0]), fields_of(header_list)
     if cors != "app":
         fields.pop("access-control-allow-origin", None)
     if not 200 <= status <= 599:
@@ -845,33 +845,35 @@ class Proxy:
         endpoint = environ["PATH_INFO"] if environ["REQUEST_METHOD"] == "POST" else ""
         headers = [("Content-Type", "application/json")]
         if endpoint in ("/init", "/run"):
-            status, (size, pieces) = self.answer(endpoint, environ)
+            status, size, pieces = self.answer(endpoint, environ)
         elif self.model.is_loaded():
             return self.model.app(environ, start_response)  # type: ignore[no-any-return]
         else:
-            status, (size, pieces) = "503 Service Unavailable", serialize({"error": NOT_LOADED})
+            status = "503 Service Unavailable"
+            size, pieces = serialize({"error": NOT_LOADED})
             headers.append(("Retry-After", "1"))
         start_response(status, headers + [("Content-Length", str(size))])
         return pieces
 
-    def answer(self, endpoint: str, environ: Record) -> Tuple[str, Tuple[int, Iterable[bytes]]]:
+    def answer(self, endpoint: str, environ: Record) -> Tuple[str, int, Iterable[bytes]]:
         """The status, and the size and pieces of a JSON object, whatever comes; ends the log."""
         extra: Record = {}
         try:
             result = self.run(environ, extra) if endpoint == "/run" else self.init(environ)
-            serialized = serialize(with_headers(result, extra), self.limit)
+            size, pieces = serialize(with_headers(result, extra), self.limit)
         except BaseException as error:  # sys.exit(), too
             sentence = str(error)
             if not isinstance(error, NotCarriedError):
                 self.logs[1].put(traceback.format_exc().encode("utf-8", "replace"))
                 sentence = "The request failed; the log says why."
             result = with_headers(failure(500, sentence), extra)
-            serialized = serialize(result)
+            size, pieces = serialize(result)
         failed = "error" in result
         if failed or endpoint == "/run":
             self.logs[0].end(sys.stdout)
             self.logs[1].end(sys.stderr)
-        return "502 Bad Gateway" if failed and endpoint == "/init" else "200 OK", serialized
+        status = "502 Bad Gateway" if failed and endpoint == "/init" else "200 OK"
+        return status, size, pieces
 
     def message(self, request: Record) -> Any:
         """The request's JSON; raises any Exception if it is malformed or too long."""
@@ -1098,6 +1100,7 @@ class Model:
                 self.loaded.set()
 
     def is_loaded(self) -> bool:
+        """Whether it serves, as far as a look at the main thread tells."""
         if not self.loaded.is_set():
             self.search_main_thread()
         return self.loaded.is_set() and not self.error
@@ -1207,7 +1210,7 @@ def stop_on_signals(server: serving.BaseWSGIServer, logs: List[Log]) -> Callable
         last = time.time() + REQUESTS_SECONDS
         for thread in list(Handler.threads):
             thread.join(max(0, last - time.time()))
-        at_exit = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # not by _exit
+        at_exit = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # _exit() does not
         at_exit.start()
         at_exit.join(max(EXIT_SECONDS, last - time.time()))
         os._exit(0)  # pragma: no cover, as coverage has ended
