@@ -369,11 +369,14 @@ def wsgi_text(text: str) -> str:
 
 @functools.lru_cache()
 def environ_key(header: str) -> str:
-    """HTTP_X_A for x-a; empty for what the app is not to see."""
+    """HTTP_X_A for x-a; empty for what the app is not to see. Raises ValueError for a long name."""
+    if len(header) > 1000:
+        raise ValueError("the name of a header is longer than 1000 characters")
     if header == "content-type":
         return "CONTENT_TYPE"
     name = header.upper().replace("-", "_")
-    return "" if name in NOT_SEEN else "HTTP_" + name
+    is_seen = name not in NOT_SEEN and ("_" not in header or JOINS_NAMES)
+    return "HTTP_" + name if is_seen else ""
 
 
 def environ_of(message: Record, settings: Dict[str, str]) -> Record:
@@ -384,7 +387,7 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     value = message["value"]
     headers = value.get("__ow_headers", {})
     texts = "".join(headers.values())
-    if len(texts) + len("".join(headers)) > HEADER_BYTES:
+    if len(texts) > HEADER_BYTES:
         raise ValueError("the headers take over %d bytes" % HEADER_BYTES)
     if not is_ascii(texts):
         headers = {name: wsgi_text(text) for name, text in headers.items()}
@@ -418,12 +421,12 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
     }
-    for header in sorted(headers):  # X-A before X_A
-        key = environ_key(header)
+    for header in sorted(headers) if JOINS_NAMES else headers:
+        key, text = environ_key(header), headers[header]
         if JOINS_NAMES and key in environ:  # pragma: no cover, before Werkzeug 2.3
-            environ[key] += "," + headers[header]
-        elif key:
-            environ.setdefault(key, headers[header])
+            text = environ[key] + "," + text
+        environ[key] = text
+    environ.pop("", None)
     environ["HTTP_HOST"] = host
     if len(body) or method in ("POST", "PUT", "PATCH"):
         environ["CONTENT_LENGTH"] = str(len(body))
