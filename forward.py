@@ -24,7 +24,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 from urllib.parse import quote, urlsplit
 
 Environ = Dict[str, Any]
@@ -175,7 +175,8 @@ class Server:
         status = self.process.returncode
         how = "ended with exit status %d" % status
         if status < 0:
-            how = "was ended by " + signal.Signals(-status).name
+            names = {number.value: number.name for number in signal.Signals}
+            how = "was ended by " + names.get(-status, "signal %d" % -status)
         return "%s %s" % (self.name(), how)
 
     def failed(self, error: Exception) -> str:
@@ -242,12 +243,25 @@ def log(sentence: str) -> None:
 IDLE_SECONDS = 1  # after which a connection is not used again: servers close theirs after 2 to 5
 
 
+class Response(http.client.HTTPResponse):
+    """The final one: HTTPResponse skips a status of 100 alone, of all that come before it."""
+
+    def begin(self) -> None:
+        super().begin()
+        while 101 < self.status < 200:
+            self.headers = None  # type: ignore[assignment]  # so that it reads the next
+            super().begin()
+        if self.length == 0:
+            self.chunked = False  # that of a 304 is what a 200 would have
+
+
 class Connections:
     """To the server, each for one request at a time, and used again while the server keeps it."""
 
     def __init__(self, port: int, timeout: int) -> None:
         self.host, self.port, self.timeout = "localhost", port, timeout
         self.idle: Any = queue.LifoQueue()  # with the time since which they are
+        self.busy: Set[http.client.HTTPConnection] = set()
 
     def is_listening(self) -> bool:
         """Finds out, too, which address of localhost it is."""
@@ -259,18 +273,32 @@ class Connections:
         return True
 
     def take(self) -> http.client.HTTPConnection:
-        while True:
-            try:
+        connection = self.idle_one()
+        if not connection:
+            connection = http.client.HTTPConnection(self.host, self.port, timeout=self.timeout)
+            connection.response_class = Response
+        self.busy.add(connection)
+        return connection
+
+    def idle_one(self) -> Optional[http.client.HTTPConnection]:
+        with contextlib.suppress(queue.Empty):
+            while True:
                 since, connection = self.idle.get_nowait()
-            except queue.Empty:
-                return http.client.HTTPConnection(self.host, self.port, timeout=self.timeout)
-            if time.monotonic() - since < IDLE_SECONDS and is_open(connection.sock):
-                return connection  # type: ignore[no-any-return]
-            connection.close()
+                if time.monotonic() - since < IDLE_SECONDS and is_open(connection.sock):
+                    return connection  # type: ignore[no-any-return]
+                connection.close()
+        return None
 
     def give_back(self, connection: http.client.HTTPConnection) -> None:
-        if connection.sock:  # http.client has closed it if the server will
+        self.busy.discard(connection)
+        if self.busy:  # the server may serve one connection at a time, and this is in the way
+            connection.close()
+        elif connection.sock:  # http.client has closed it if the server will
             self.idle.put((time.monotonic(), connection))
+
+    def drop(self, connection: http.client.HTTPConnection) -> None:
+        self.busy.discard(connection)
+        connection.close()
 
 
 def is_open(sock: socket.socket) -> bool:
@@ -286,6 +314,11 @@ def is_open(sock: socket.socket) -> bool:
 HOP_BY_HOP = set(
     "connection expect keep-alive proxy-authenticate proxy-authorization proxy-connection te "
     "trailer transfer-encoding upgrade".split()
+)
+# Not the caller's to drop by naming them in Connection: without a length a body is a request.
+KEPT = set(
+    "content-length content-type forwarded host x-forwarded-for x-forwarded-host x-forwarded-port "
+    "x-forwarded-prefix x-forwarded-proto x-real-ip".split()
 )
 PIECE = 1 << 18  # bytes of a body at a time
 # What stays as it is in a path, and in a target that is already quoted.
@@ -322,7 +355,7 @@ def headers_of(environ: Environ) -> Headers:
     base = base_path(environ)
     if base:
         headers["X-Forwarded-Prefix"] = base
-    dropped = HOP_BY_HOP | of_connection
+    dropped = HOP_BY_HOP | (of_connection - KEPT)
     return [(name, text) for name, text in headers.items() if name.lower() not in dropped]
 
 
@@ -369,7 +402,12 @@ def headers_from(response: http.client.HTTPResponse, environ: Environ, port: int
 def located(location: str, environ: Environ, port: int) -> str:
     """The Location, with the base path where it is one of the server's own root."""
     base, host = base_path(environ), environ.get("HTTP_HOST", "")
-    parts = urlsplit(location)
+    try:
+        parts = urlsplit(location)
+    except ValueError:
+        return location
+    if parts.netloc and not parts.path:
+        parts = parts._replace(path="/")
     if parts.netloc in ("localhost:%d" % port, "127.0.0.1:%d" % port):
         parts = parts._replace(scheme=environ["wsgi.url_scheme"], netloc=host)
     if parts.netloc in ("", host) and parts.path.startswith("/"):
@@ -432,7 +470,7 @@ class Forward:
             send(connection, environ)
             return connection, connection.getresponse()
         except BaseException:
-            connection.close()
+            self.server.connections.drop(connection)
             raise
 
     def answer(
@@ -447,8 +485,12 @@ class Forward:
         if response.length is None or response.length > WHOLE_BYTES:
             start_response(status, headers)
             return self.stream(connection, response)
-        with contextlib.closing(response):
-            data = response.read()
+        try:
+            with contextlib.closing(response):
+                data = response.read()
+        except BaseException:
+            self.server.connections.drop(connection)
+            raise
         self.server.connections.give_back(connection)
         start_response(status, headers)
         return [data]
@@ -459,8 +501,10 @@ class Forward:
         try:
             yield from pieces_of(response)
             self.server.connections.give_back(connection)
-        except BaseException:
-            connection.close()
+        except BaseException as error:
+            self.server.connections.drop(connection)
+            if isinstance(error, (OSError, http.client.HTTPException)):
+                self.server.failed(error)
             raise
         finally:
             response.close()

@@ -989,8 +989,9 @@ LIBRARY = re.compile(
     r"<frozen|.*/(site|dist)-packages/|%s/" % re.escape(os.path.dirname(os.__file__))
 )
 OTHER_SERVERS = (
-    "aiohttp.run_app cheroot.serve gevent.serve_forever gunicorn.run hypercorn.run "
-    "socketserver.serve_forever tornado.start uvicorn.run waitress.serve"
+    "aiohttp.run_app bottle.run cheroot.serve eventlet.run gevent.run gevent.serve_forever "
+    "gunicorn.run hypercorn.run socketserver.serve_forever tornado.start uvicorn.run "
+    "waitress.serve wsgiref.make_server"
 ).split()
 OTHER_APPS = "Other apps, like FastAPI's, need forward.py: see the README."
 OTHER_SERVER = (
@@ -1041,6 +1042,9 @@ class Model:
             source = "WSGI_APP=" + wsgi_app if wsgi_app else "app.py in " + os.getcwd()
             sentence = "The model failed to load from %s: %s: %s"
             self.error = sentence % (source, type(error).__name__, error)
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                if function_of(frame) in OTHER_SERVERS:  # on a port that is taken, as this one
+                    self.error = OTHER_SERVER % function_of(frame).partition(".")[0]
         self.take(None)
 
     def replace_servers(self) -> None:
@@ -1090,8 +1094,7 @@ class Model:
             self.loaded.set()
             return
         for frame in frames_of_main_thread():
-            package = frame.f_globals.get("__name__", "").partition(".")[0]
-            function = package + "." + frame.f_code.co_name
+            function = function_of(frame)
             for thread, app in self.waiting_apps:
                 is_awaited = function == "threading.join" and (
                     thread is frame.f_locals["self"] or (self.has_ended and not thread.daemon)
@@ -1099,7 +1102,7 @@ class Model:
                 if is_awaited and not self.loaded.is_set():
                     self.use(app)
             if function in OTHER_SERVERS:
-                self.error = OTHER_SERVER % package
+                self.error = OTHER_SERVER % function.partition(".")[0]
                 self.loaded.set()
 
     def is_loaded(self) -> bool:
@@ -1122,6 +1125,12 @@ def frames_of_main_thread() -> List[Any]:
     """From the innermost one."""
     innermost = sys._current_frames()[threading.main_thread().ident or 0]
     return [frame for frame, _ in traceback.walk_stack(innermost)]
+
+
+def function_of(frame: Any) -> str:
+    """As it stands in OTHER_SERVERS."""
+    package = str(frame.f_globals.get("__name__")).partition(".")[0]
+    return "%s.%s" % (package, frame.f_code.co_name)
 
 
 def place_of_main_thread() -> str:
@@ -1160,6 +1169,8 @@ def takes_wsgi(app: Any) -> bool:
         return False
     except ValueError:  # a builtin that does not say
         return True
+    if inspect.iscoroutinefunction(app):
+        return False
     return not inspect.isfunction(app) or any(
         some.default is some.empty and some.kind != some.VAR_KEYWORD
         for some in signature.parameters.values()

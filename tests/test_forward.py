@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import concurrent.futures
 import contextlib
 import http.client
 import json
@@ -185,6 +187,19 @@ class TestRequest:
             "x-forwarded-prefix": BASE,
         }
 
+    def test_should_keep_its_length_and_who_asked_though_the_caller_drops_them(
+        self, server: Process
+    ) -> None:
+        """Without the length, its body would be a request, and its answer the next caller's."""
+        dropped = "close, content-length, host, x-forwarded-for, x-forwarded-prefix"
+        body = b"GET /until-closed HTTP/1.1\r\nHost: evil\r\n\r\n"
+        answer = server.request("POST", "/x", body, {"Connection": dropped})
+        assert answer.body == str(len(body)).encode()
+        names = {"host": "a.example", "x_forwarded_for": "192.0.2.1"}
+        headers = told(server, connection=dropped, **names)["headers"]
+        assert (headers["host"], headers["x-forwarded-for"]) == ("a.example", "192.0.2.1")
+        assert headers["x-forwarded-prefix"] == BASE
+
     def test_should_go_over_a_connection_that_stays(self, server: Process) -> None:
         assert len({told(server)["peer"] for _ in range(5)}) == 1
 
@@ -234,6 +249,20 @@ class TestRequest:
         result = server.run(web("/moved" + BASE))
         assert result["headers"]["Location"] == BASE
 
+    @pytest.mark.parametrize(
+        ("place", "expected"),
+        [
+            ("http://[x", "http://[x"),
+            ("http://a.example", f"http://a.example{BASE}/"),
+            ("http://b.example", "http://b.example"),
+        ],
+    )
+    def test_should_keep_a_redirect_of_any_form(
+        self, server: Process, place: str, expected: str
+    ) -> None:
+        result = server.run(web(f"/moved/?{place}", host="a.example"))
+        assert result["headers"]["Location"] == expected
+
     def test_should_be_refused_for_a_websocket(self, server: Process) -> None:
         result = server.run(web("/", connection="Upgrade", upgrade="websocket"))
         assert error_of(result) == (
@@ -251,6 +280,26 @@ class TestResponse:
         with pytest.raises(http.client.IncompleteRead):
             server.request("GET", "/large-short")
 
+    def test_should_be_the_final_one(self, server: Process) -> None:
+        for _ in range(2):
+            result = server.run(web("/hints"))
+            assert (result["statusCode"], base64.b64decode(result["body"])) == (
+                200,
+                b"after the hints",
+            )
+            assert told(server, "/seen")["path"] == "/seen"
+
+    def test_should_have_no_body_where_http_has_none(self, server: Process) -> None:
+        pid = told(server)["pid"]
+        assert server.run(web("/not-modified"))["statusCode"] == 304
+        assert told(server)["pid"] == pid
+
+    def test_should_end_a_server_that_hangs_halfway(self, server: Process) -> None:
+        pid = told(server)["pid"]
+        assert error_of(server.run(web("/stream-hangs")))[0] == 500
+        server.until("did not answer for 2 s, and is killed.", server.err)
+        assert told(server)["pid"] != pid
+
 
 class TestOutput:
     def test_should_be_in_the_activations_log(self, server: Process) -> None:
@@ -265,7 +314,12 @@ class TestOutput:
 
 class TestServer:
     @pytest.mark.parametrize(
-        ("path", "how"), [("/exit", "ended with exit status 3"), ("/kill", "was ended by SIGKILL")]
+        ("path", "how"),
+        [
+            ("/exit", "ended with exit status 3"),
+            ("/kill", "was ended by SIGKILL"),
+            ("/kill-35", "was ended by signal 35"),
+        ],
     )
     def test_should_be_started_anew_when_it_has_ended(
         self, server: Process, path: str, how: str
@@ -275,6 +329,19 @@ class TestServer:
         assert error_of(server.run(web(path))) == (502, sentence)
         assert how in server.until(how, server.err)
         assert told(server)["pid"] != pid
+
+    def test_should_serve_one_connection_at_a_time_if_it_can_no_more(
+        self, stack: str, port: int
+    ) -> None:
+        command = [sys.executable, "server.py", str(port)]
+        env = {"UPSTREAM_TIMEOUT": "5", "ONE_BY_ONE": "1"}
+        with (
+            running(forwarded(stack, "server", command, port, **env)) as container,
+            concurrent.futures.ThreadPoolExecutor() as pool,
+        ):
+            container.post("/init", {"value": {}})
+            runs = [pool.submit(told, container, f"/{number}") for number in range(12)]
+            assert [run.result()["path"] for run in runs] == [f"/{number}" for number in range(12)]
 
     def test_should_be_started_anew_when_it_has_ended_in_between(
         self, server: Process, port: int

@@ -241,6 +241,9 @@ class TestApps:
             ("waitress", "waitress"),
             ("uvicorn", "uvicorn"),
             ("gunicorn", "gunicorn"),
+            ("waitress on this port", "waitress"),
+            ("wsgiref on this port", "wsgiref"),
+            ("gevent's server", "gevent"),
         ],
     )
     def test_should_be_named_if_another_server_runs_it(self, how: str, server: str) -> None:

@@ -36,6 +36,8 @@ class Handler(BaseHTTPRequestHandler):
             os._exit(3)
         if what == "/kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if what == "/kill-35":
+            os.kill(os.getpid(), 35)
         if what == "/hang":
             time.sleep(60)
         if what == "/print":
@@ -51,6 +53,21 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(b"4\r\nhalf\r\n")
             self.close_connection = True
+        elif what == "/hints":
+            self.send_response_only(103)
+            self.send_header("Link", "</style.css>; rel=preload")
+            self.end_headers()
+            self.answer(b"after the hints")
+        elif what == "/not-modified":
+            self.send_response(304)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+        elif what == "/stream-hangs":
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"4\r\nhalf\r\n")
+            time.sleep(60)
         elif what == "/until-closed":
             self.send_response(200)
             self.end_headers()
@@ -66,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         elif what == "/drop":
             self.close_connection = True
         elif what.startswith("/moved/"):
-            place = what[len("/moved") :]
+            place = self.path.partition("?")[2] or what[len("/moved") :]
             here = f"http://127.0.0.1:{sys.argv[1]}/there"
             self.answer(status=302, Location=here if place[1:].isdecimal() else place)
         elif what == "/large":
@@ -119,5 +136,6 @@ if __name__ == "__main__":
     if MARK:
         with open(MARK, "w") as file:
             file.write(str(subprocess.Popen(["sleep", "600"]).pid))
-    server = Server(("127.0.0.1", int(sys.argv[1])), Handler)
+    one_by_one = "ONE_BY_ONE" in os.environ
+    server = (HTTPServer if one_by_one else Server)(("127.0.0.1", int(sys.argv[1])), Handler)
     server.serve_forever()

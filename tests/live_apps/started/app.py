@@ -156,6 +156,12 @@ if __name__ == "__main__":
         importlib.import_module("gevent.monkey").patch_all()
         time.sleep(60)
         app.run()
+    elif how == "waitress on this port":
+        importlib.import_module("waitress").serve(app, port=int(os.environ["PORT"]))
+    elif how == "wsgiref on this port":
+        make_server("0.0.0.0", int(os.environ["PORT"]), app)
+    elif how == "gevent's server":
+        importlib.import_module("gevent.pywsgi").WSGIServer(("127.0.0.1", 0), app).serve_forever()
     elif how == "wsgiref":
         make_server("127.0.0.1", 0, app).serve_forever()
     elif how == "waitress":
