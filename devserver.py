@@ -25,6 +25,8 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, Callable
 from urllib.parse import quote, unquote
 
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 import results
@@ -328,6 +330,7 @@ class WebAction:
             else:
                 result = self.read_result(value, environ["SERVER_PORT"])
             status, headers_, body_ = EXTENSIONS[extension](result.get("error", result))
+            check_accepted(status, headers_, body_, headers.get("accept", ""))
         except RefusedError as refused:
             raise RefusedError(refused.status, refused.sentence, headers=cors) from None
         return status, cors + headers_, body_
@@ -731,6 +734,16 @@ def result_as_http(result: Any) -> Reply:
         raise InternalError("There was an internal server error.")
     media.charset = "UTF-8" if media.open_charset else ""
     return status, [*headers, ("Content-Type", str(media))], data
+
+
+def check_accepted(status: int, headers: Headers, body: bytes, accept: str) -> None:
+    """Raises RefusedError for an answer of a type that the caller does not accept, as a real
+    controller did on 2026-11-26."""
+    ranges = parse_accept_header(accept, MIMEAccept)
+    kind = dict(headers).get("Content-Type", "").partition(";")[0]
+    if body and status < 400 and "/" in accept and not ranges.best_match([kind]):
+        words = "Resource representation is only available with these types:\n"
+        raise RefusedError(406, words + kind)
 
 
 def flattened(value: Any, invalid: RefusedError) -> list[str]:

@@ -390,7 +390,7 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     if len(texts) > HEADER_BYTES:
         raise ValueError("the headers take over %d bytes" % HEADER_BYTES)
     if not is_ascii(texts):
-        headers = {name: wsgi_text(text) for name, text in headers.items()}
+        headers = {name: wsgi_text(text.partition("\r")[0]) for name, text in headers.items()}
     method, path = value["__ow_method"].upper(), value.get("__ow_path") or settings["PREDICT_PATH"]
     query, body = query_and_body(value, headers)
     path, query = wsgi_text(path), wsgi_text(query)
@@ -569,7 +569,9 @@ def failure(status: int, sentence: str) -> Record:
     return {"error": {"statusCode": status, "headers": headers, "body": body}}
 
 
-def result_of(response: Response, accept_encoding: str = "", cors: str = "") -> Record:
+def result_of(
+    response: Response, accept_encoding: str = "", cors: str = "", accept: str = ""
+) -> Record:
     """The result that the controller makes the app's response of (tests/recordings/responses.json).
 
     Its body is bytes where JSON has to hold base64, which `serialize` makes of them. Raises
@@ -582,6 +584,9 @@ def result_of(response: Response, accept_encoding: str = "", cors: str = "") -> 
     if not 200 <= status <= 599:
         sentence = "The model answered with status %d, which OpenWhisk does not pass on."
         raise NotCarriedError(sentence % status)
+    if body and status < 400 and not is_accepted(fields, accept):
+        body = body if status < 300 else b""
+        fields["content-type"] = named_type(fields, accept)
     if "gzip" in accept_encoding and parse_accept_header(accept_encoding)["gzip"]:
         body = compress(fields, body)
     content = encode_body(fields, body) if body and status not in (204, 205, 304) else ""
@@ -630,6 +635,23 @@ def first(fields: Fields, name: str) -> str:
     return fields[name][1] if name in fields else ""
 
 
+def is_accepted(fields: Fields, accept: str) -> bool:
+    """Whether the caller takes the type; else the controller answers 406."""
+    kind = media_type(first(fields, "content-type")).kind or "application/octet-stream"
+    if "/" not in accept or "*/*" in accept or kind == accept:
+        return True
+    return parse_accept_header(accept, datastructures.MIMEAccept).best_match([kind]) is not None
+
+
+def named_type(fields: Fields, accept: str) -> List[str]:
+    """The field of the first type that the caller names, but for pages, which a browser would run;
+    else that which is there."""
+    for name, quality in parse_accept_header(accept):
+        if quality and "*" not in name and "html" not in name:
+            return ["Content-Type", name]
+    return fields.get("content-type", ["Content-Type", "application/octet-stream"])
+
+
 def gzip_pays(fields: Fields, body: bytes) -> bool:
     """Whether gzip makes it much smaller, and the controller can carry it then."""
     media = media_type(first(fields, "content-type"))
@@ -658,11 +680,13 @@ def encode_body(fields: Fields, body: bytes) -> Union[str, bytes]:
 
     Changes a Content-Type with which it could not carry the body. Raises NotCarriedError.
     """
-    content_type = first(fields, "content-type")
+    content_type = first(fields, "content-type").rstrip("; \t")
     media = media_type(content_type)
     if content_type and not media.kind:  # then perhaps its parameters are malformed
-        fields["content-type"] = ["Content-Type", content_type.partition(";")[0]]
-        media = media_type(first(fields, "content-type"))
+        content_type = content_type.partition(";")[0]
+        media = media_type(content_type)
+    if content_type:
+        fields["content-type"][1] = content_type
     encoding = ""
     if "content-encoding" in fields:
         encoding = first(fields, "content-encoding").lower().replace("identity", "")
@@ -939,7 +963,8 @@ class Proxy:
             if base:
                 return result_of(("302 Found", [("Location", base + "/")], b""))
             response = self.call({**environ, "PATH_INFO": "/"})
-        return result_of(response, value.get("__ow_headers", {}).get("accept-encoding", ""), cors)
+        encoding = value.get("__ow_headers", {}).get("accept-encoding", "")
+        return result_of(response, encoding, cors, environ.get("HTTP_ACCEPT", ""))
 
     def respond(self, environ: Record) -> Response:
         """The app's answer; to a HEAD one as long as to a GET, as the controller leaves out what
@@ -951,9 +976,9 @@ class Proxy:
             return status, headers, body
         texts = {name.lower(): text for name, text in headers}
         length = texts.get("content-length", "")
-        size = int(length) if length.isdecimal() else 0
+        size = int(length) if length.isdecimal() else -1
         charset = media_type(texts.get("content-type", "")).charset
-        if size * 2 > self.limit or charset not in UTF_8:  # then its length is known once it's made
+        if size < 0 or size * 2 > self.limit or charset not in UTF_8:  # its length is to be found
             return self.call({**environ, "REQUEST_METHOD": "GET"})
         return status, headers, b" " * size
 

@@ -367,6 +367,20 @@ def test_json_is_decoded_from_base64_only_without_parameters(
     assert request(action, "GET", BASE).body == body
 
 
+@pytest.mark.parametrize(
+    ("accept", "status"),
+    [("application/json", 406), ("image/*", 200), ("*/*;q=0", 406), ("x", 200), ("a/b, */*", 200)],
+)
+def test_a_type_that_the_caller_does_not_accept_is_a_406(
+    action: int, accept: str, status: int
+) -> None:
+    Container.data = b'{"body": "aaaa", "headers": {"content-type": "image/png"}}'
+    answer = request(action, "GET", BASE, None, {"Accept": accept})
+    words = "Resource representation is only available with these types:\nimage/png"
+    assert answer.status == status
+    assert status == 200 or answer.json["error"] == words
+
+
 def test_a_head_has_the_headers_of_the_body(action: int) -> None:
     Container.data = b'{"body": "abc", "headers": {"content-type": "text/plain"}}'
     answer = request(action, "HEAD", BASE)

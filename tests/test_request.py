@@ -106,6 +106,11 @@ class TestRun:
         )
         assert (seen["REMOTE_USER"], seen["REMOTE_ADDR"]) == ("me", "5.6.7.8")
 
+    def test_should_have_no_line_end_in_a_header(self, recorder: Process) -> None:
+        """The controller takes the next one along after a byte that is not ASCII."""
+        seen = json.loads(text_of(recorder.run(web("/x", x_a="\ufffd\r\nConnection: close"))))
+        assert seen["HTTP_X_A"] == "\ufffd".encode().decode("latin-1")
+
     def test_should_not_know_the_client_without_a_proxy(self, recorder: Process) -> None:
         assert "REMOTE_ADDR" not in json.loads(text_of(recorder.run(web("/x"))))
 

@@ -160,6 +160,10 @@ class TestResult:
             page = process.run({**value, "PREDICT_PATH": "/sub/nowhere"})
             assert (page["statusCode"], page["body"]) == (200, "/")
 
+    def test_should_be_as_long_to_a_head_as_to_a_get_that_streams(self, max_app: Process) -> None:
+        get, head = (max_app.run(web("/stream", method)) for method in ("get", "head"))
+        assert head == get
+
     def test_should_be_empty_to_a_head_whose_length_is_no_number(self, recorder: Process) -> None:
         headers = [["Content-Type", "a/b"], ["Content-Length", "x"]]
         asked = {"status": 200, "headers": headers, "body": ""}
@@ -224,6 +228,41 @@ class TestResult:
             assert result["headers"]["Content-Encoding"] == "gzip"
             assert result["headers"]["Content-Type"] == "application/json"
 
+    @pytest.mark.parametrize(
+        ("accept", "kind", "carried"),
+        [
+            ("application/json", "image/png", "application/json"),
+            ("application/json", "text/html", "application/json"),
+            ("text/html, application/json;q=0.5", "image/png", "application/json"),
+            ("image/png;q=0, a/b", "image/png", "a/b"),
+            ("application/json", "application/json", "application/json"),
+            ("image/*", "image/png", "image/png"),
+            ("a/b, */*;q=0.1", "image/png", "image/png"),
+            ("", "image/png", "image/png"),
+            ("malformed", "image/png", "image/png"),
+            ("text/*", "image/png", "image/png"),
+            ("text/html", "image/png", "image/png"),
+        ],
+    )
+    def test_should_have_a_type_that_the_caller_accepts(
+        self, recorder: Process, accept: str, kind: str, carried: str
+    ) -> None:
+        """The controller answers 406 else."""
+        answer = {"status": 200, "headers": [["Content-Type", kind]], "body": "iVBORw=="}
+        result = recorder.run(web("/x", query="answer=" + json.dumps(answer), accept=accept))
+        assert result["headers"] == {"Content-Type": carried}
+        assert base64.b64decode(result["body"]) == b"\x89PNG" or carried == "text/html"
+
+    def test_should_be_a_redirect_or_an_error_whatever_the_caller_accepts(
+        self, recorder: Process
+    ) -> None:
+        for status, body in ((302, ""), (404, "page")):
+            headers = [["Content-Type", "text/html"], ["Location", "/x"]]
+            answer = {"status": status, "headers": headers, "body": "cGFnZQ=="}
+            query = "answer=" + json.dumps(answer)
+            result = recorder.run(web("/x", query=query, accept="application/json"))
+            assert (result["statusCode"], result["body"]) == (status, body)
+
     @pytest.mark.parametrize("packed", [False, True])
     @pytest.mark.parametrize("kind", ["application/json; a=b", "application/problem+json;a=b"])
     def test_should_be_text_if_it_is_json_with_a_parameter(self, kind: str, packed: bool) -> None:
@@ -243,6 +282,9 @@ class TestResult:
             ("image/png; name=my file.png", "image/png"),
             ("text/html;charset=", "text/html"),
             ("a b; c=d", "application/octet-stream"),
+            ("image/png; a=b; ", "image/png; a=b"),
+            ("text/html;", "text/html"),
+            ("image/png;; a=b", "image/png"),
         ],
     )
     def test_should_keep_what_it_can_of_its_type(self, sent: str, carried: str) -> None:
