@@ -637,10 +637,10 @@ def first(fields: Fields, name: str) -> str:
 
 def is_accepted(fields: Fields, accept: str) -> bool:
     """Whether the caller takes the type; else the controller answers 406."""
-    kind = media_type(first(fields, "content-type")).kind or "application/octet-stream"
-    if "/" not in accept or "*/*" in accept or kind == accept:
+    if "/" not in accept or "*/*" in accept:
         return True
-    return parse_accept_header(accept, datastructures.MIMEAccept).best_match([kind]) is not None
+    kind = media_type(first(fields, "content-type")).kind or "application/octet-stream"
+    return bool(parse_accept_header(accept, datastructures.MIMEAccept).best_match([kind]))
 
 
 def named_type(fields: Fields, accept: str) -> List[str]:
