@@ -219,7 +219,7 @@ PLACEHOLDER = "the body is " + os.urandom(16).hex()
 BASE_PATH = re.compile(r"((/(?!\.{1,2}(/|\Z))[^/\\?#%\s\0-\x1f\x7f]+)*)/?\Z")
 
 # X_A and X-A are one name in an environ. Before 2.3, when its datastructures became a package,
-# Werkzeug's server joined their values; since then it ignores X_A, as nginx does.
+# Werkzeug's server joined their values; since then it takes X-A, as nginx does.
 JOINS_NAMES = not hasattr(datastructures, "__path__")
 HEADER_BYTES = 1 << 19  # no controller takes more, and what is cached of them stays small
 # The app sees no HTTP_ variables of these; the proxy compresses.
@@ -375,8 +375,7 @@ def environ_key(header: str) -> str:
     if header == "content-type":
         return "CONTENT_TYPE"
     name = header.upper().replace("-", "_")
-    is_seen = name not in NOT_SEEN and ("_" not in header or JOINS_NAMES)
-    return "HTTP_" + name if is_seen else ""
+    return "" if name in NOT_SEEN else "HTTP_" + name
 
 
 def environ_of(message: Record, settings: Dict[str, str]) -> Record:
@@ -425,6 +424,8 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
         key, text = environ_key(header), headers[header]
         if JOINS_NAMES and key in environ:  # pragma: no cover, before Werkzeug 2.3
             text = environ[key] + "," + text
+        elif "_" in header and key in environ:
+            text = environ[key]
         environ[key] = text
     environ.pop("", None)
     environ["HTTP_HOST"] = host

@@ -280,6 +280,11 @@ class TestResponse:
         with pytest.raises(http.client.IncompleteRead):
             server.request("GET", "/large-short")
 
+    def test_should_end_with_a_caller_who_takes_no_more(self, server: Process) -> None:
+        pid = told(server)["pid"]
+        assert "takes over 33554432 bytes" in error_of(server.run(web("/large")))[1]
+        assert told(server)["pid"] == pid
+
     def test_should_be_the_final_one(self, server: Process) -> None:
         for _ in range(2):
             result = server.run(web("/hints"))

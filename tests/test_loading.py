@@ -314,6 +314,11 @@ class TestWsgiApp:
     def test_should_take_a_builtin_at_its_word(self) -> None:
         assert callable(openwhisk.app_of("builtins:dict"))
 
+    def test_should_refuse_a_coroutine(self, stack: str, tmp_path: Path) -> None:
+        (tmp_path / "app.py").write_text("async def app(environ, start_response):\n    pass\n")
+        with running(start_container(stack, tmp_path, WSGI_APP="app:app")) as process:
+            assert "need forward.py" in process.post("/init", {"value": {}}).json["error"]
+
     def test_should_refuse_an_asgi_app_and_name_forward(self) -> None:
         container = start_container(sys.executable, LIVE_APPS / "fastapi_app", WSGI_APP="main:app")
         with running(container) as process:

@@ -139,9 +139,13 @@ class TestRun:
             "content_type": "x",
             "accept-encoding": "gzip",
         }
-        seen = json.loads(text_of(recorder.run(value)))
-        assert seen["HTTP_X_A"] in ("dash", "dash,under")
-        assert "HTTP_ACCEPT_ENCODING" not in seen
+        for names in (list, reversed):
+            value["__ow_headers"] = {
+                name: value["__ow_headers"][name] for name in names(list(value["__ow_headers"]))
+            }
+            seen = json.loads(text_of(recorder.run(value)))
+            assert seen["HTTP_X_A"] in ("dash", "dash,under")
+            assert "HTTP_ACCEPT_ENCODING" not in seen
 
     def test_should_give_the_app_the_activations_ids(self, flask_app: Process) -> None:
         seen = json.loads(text_of(flask_app.run(web("/ids"), **EVERY_ID)))
