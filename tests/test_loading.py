@@ -259,13 +259,12 @@ class TestApps:
             error = process.post("/init", {"value": {}}).json["error"]
             assert "patches Python's threads" in error and "forward.py" in error
 
-    @pytest.mark.stacks(1)
     @pytest.mark.parametrize("skip", ["", "1"])
-    def test_should_have_its_env_files(self, stack: str, tmp_path: Path, skip: str) -> None:
+    def test_should_have_its_env_files(self, tmp_path: Path, skip: str) -> None:
         """As `Flask.run` loads them where python-dotenv is installed."""
         (tmp_path / ".env").write_text("MY_KEY=42")
         (tmp_path / "app.py").write_text(ENV_APP)
-        with running(start_container(stack, tmp_path, FLASK_SKIP_DOTENV=skip)) as process:
+        with running(start_container(sys.executable, tmp_path, FLASK_SKIP_DOTENV=skip)) as process:
             assert text_of(process.run(web("/"))) == ("none" if skip else "42")
 
     def test_should_be_free_to_start_and_stop_processes(self, stack: str) -> None:
