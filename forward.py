@@ -291,10 +291,12 @@ class Connections:
 
     def give_back(self, connection: http.client.HTTPConnection) -> None:
         self.busy.discard(connection)
-        if self.busy:  # the server may serve one connection at a time, and this is in the way
-            connection.close()
-        elif connection.sock:  # http.client has closed it if the server will
+        # http.client has closed it if the server will, and a server that serves one connection at a
+        # time would wait with it for the others.
+        if connection.sock and not self.busy:
             self.idle.put((time.monotonic(), connection))
+        else:
+            connection.close()
 
     def drop(self, connection: http.client.HTTPConnection) -> None:
         self.busy.discard(connection)

@@ -1068,9 +1068,9 @@ class Model:
             source = "WSGI_APP=" + wsgi_app if wsgi_app else "app.py in " + os.getcwd()
             sentence = "The model failed to load from %s: %s: %s"
             self.error = sentence % (source, type(error).__name__, error)
-            for frame, _ in traceback.walk_tb(error.__traceback__):
-                if function_of(frame) in OTHER_SERVERS:  # on a port that is taken, as this one
-                    self.error = OTHER_SERVER % function_of(frame).partition(".")[0]
+            server = server_of(frame for frame, _ in traceback.walk_tb(error.__traceback__))
+            if server:  # for which this port is taken
+                self.error = OTHER_SERVER % server
         self.take(None)
 
     def replace_servers(self) -> None:
@@ -1119,17 +1119,18 @@ class Model:
             self.error = PATCHED_THREADS
             self.loaded.set()
             return
-        for frame in frames_of_main_thread():
-            function = function_of(frame)
+        frames = frames_of_main_thread()
+        for frame in frames:
             for thread, app in self.waiting_apps:
-                is_awaited = function == "threading.join" and (
+                is_awaited = function_of(frame) == "threading.join" and (
                     thread is frame.f_locals["self"] or (self.has_ended and not thread.daemon)
                 )
                 if is_awaited and not self.loaded.is_set():
                     self.use(app)
-            if function in OTHER_SERVERS:
-                self.error = OTHER_SERVER % function.partition(".")[0]
-                self.loaded.set()
+        server = server_of(frames)
+        if server:
+            self.error = OTHER_SERVER % server
+            self.loaded.set()
 
     def is_loaded(self) -> bool:
         """Whether it serves, as far as a look at the main thread tells."""
@@ -1157,6 +1158,12 @@ def function_of(frame: Any) -> str:
     """As it stands in OTHER_SERVERS."""
     package = str(frame.f_globals.get("__name__")).partition(".")[0]
     return "%s.%s" % (package, frame.f_code.co_name)
+
+
+def server_of(frames: Iterable[Any]) -> str:
+    """The package of the last of the frames that is in OTHER_SERVERS; empty if none is."""
+    servers = [name for name in map(function_of, frames) if name in OTHER_SERVERS]
+    return servers[-1].partition(".")[0] if servers else ""
 
 
 def place_of_main_thread() -> str:
@@ -1250,7 +1257,7 @@ def stop_on_signals(server: serving.BaseWSGIServer, logs: List[Log]) -> Callable
         last = time.time() + REQUESTS_SECONDS
         for thread in list(Handler.threads):
             thread.join(max(0, last - time.time()))
-        at_exit = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # _exit() does not
+        at_exit = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # not by _exit()
         at_exit.start()
         at_exit.join(max(EXIT_SECONDS, last - time.time()))
         os._exit(0)  # pragma: no cover, as coverage has ended

@@ -667,7 +667,12 @@ class TestBasePath:
         query = "answer=" + quote(json.dumps({"status": 200, "headers": headers, "body": schema}))
         env = {"WSGI_APP": "app:app"}
         with running(start_container(stack, LIVE_APPS / "recorder", **env)) as process:
-            for base, expected in (("/v1", "/v1"), ("/v", "/v/v1"), ("/", "/v1")):
+            for base, expected in (
+                ("/v1", "/v1"),
+                ("/ocr", "/ocr/v1"),
+                ("/v", "/v/v1"),
+                ("/", "/v1"),
+            ):
                 value = web("/swagger.json", query=query, x_forwarded_prefix=base)
                 assert json.loads(text_of(process.run(value)))["basePath"] == expected
 
