@@ -178,8 +178,11 @@ IDS = {  # of a message: in the environ
     ).split()
 }
 OW_NAME = re.compile(r"__OW_[A-Z_]{1,40}\Z")
-# Longer texts would leave no room in the environment of child processes.
-OW_TEXT = re.compile(r"[ -~]{0,1000}\Z")
+# One of them may be a caller's X-Request-ID, of which the controller takes as many bytes; longer
+# texts would leave no room in the environment of child processes.
+ID_BYTES = 8192
+CONTROL_CHARACTER = re.compile(r"[\0-\x1f\x7f]")
+MILLISECONDS = re.compile(r"[0-9]{1,20}\Z")
 # By name what C's environment points to. os.environ's setenv() keeps every value that it is ever
 # given (270 bytes an activation), so these buffers are written over.
 C_VARIABLES: Dict[str, Any] = {}
@@ -188,19 +191,21 @@ putenv = ctypes.PyDLL(None).putenv
 
 def checked(variables: Record) -> Dict[str, str]:
     """OpenWhisk's names, ids and times as texts; raises ValueError for what can be none."""
-    for name, value in variables.items():
-        if type(value) not in (int, str) or not OW_TEXT.match(str(value)):
-            raise ValueError("%s is not of at most 1000 ASCII characters" % name)
-        if name.lower().endswith("deadline") and not str(value).isdecimal():
+    texts = {name: str(value) for name, value in variables.items()}
+    for name, text in texts.items():
+        is_text = type(variables[name]) in (int, str) and not CONTROL_CHARACTER.search(text)
+        if not is_text or len(text.encode()) > ID_BYTES:
+            raise ValueError("%s is not a line of at most %d bytes" % (name, ID_BYTES))
+        if name.lower().endswith("deadline") and not MILLISECONDS.match(text):
             raise ValueError("%s is not in milliseconds" % name)
-    return {name: str(value) for name, value in variables.items()}
+    return texts
 
 
 def export(variables: Dict[str, str]) -> None:
     """Into os.environ, and into the environment that child processes get."""
     for name, text in variables.items():
         if name not in C_VARIABLES:
-            C_VARIABLES[name] = ctypes.create_string_buffer(1100)
+            C_VARIABLES[name] = ctypes.create_string_buffer(ID_BYTES + 100)
         C_VARIABLES[name].value = (name + "=" + text).encode()
         putenv(C_VARIABLES[name])  # again and again, as the model may have changed os.environ
         os.environ._data[name.encode()] = text.encode()  # type: ignore[attr-defined]
@@ -348,7 +353,7 @@ def base_path(message: Record, settings: Dict[str, str]) -> str:
             found = BASE_PATH.match(path)
             if found:
                 return found.group(1)
-            log_sentence("The base path %.200r is ignored: it should be like /models/ocr." % path)
+            log("The base path %.200r is ignored: it should be like /models/ocr." % path)
     name = message.get("action_name") or os.environ.get("__OW_ACTION_NAME", "/guest/action")
     return action_path(name)
 
@@ -434,9 +439,8 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
         environ["wsgi.input_terminated"] = True  # spares the app counting, as under gunicorn
     if "__ow_user" in value:
         environ["REMOTE_USER"] = wsgi_text(value["__ow_user"])
-    client = headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
-    if client:  # of the platform's proxy; those before it are hearsay
-        environ["REMOTE_ADDR"] = client
+    # Of the platform's proxy; those before it are hearsay.
+    environ["REMOTE_ADDR"] = headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
     if "HTTP_IF_MATCH" in environ:  # has an ETag which `compress` has made weak
         environ["HTTP_IF_MATCH"] = environ["HTTP_IF_MATCH"].replace('W/"', '"')
     for name, key in IDS.items():
@@ -455,22 +459,28 @@ LIMIT = "web_action.result_limit"  # in the environ
 ANSWER_FACTOR = 32
 
 
-class NotCarriedError(Exception):
-    """OpenWhisk does not carry the answer; the text is a sentence for the caller."""
+class NoAnswerError(Exception):
+    """The caller gets this status and a sentence instead of the app's answer."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
 
 
-def too_large(size: str, limit: int, or_gzip: str = "") -> NotCarriedError:
+def too_large(size: str, limit: int, or_gzip: str = "") -> NoAnswerError:
     """Of an answer that takes more bytes as a result than OpenWhisk allows."""
-    return NotCarriedError(
+    return NoAnswerError(
+        500,
         "The answer takes %s bytes as a result and OpenWhisk's limit is %d: ask for less of it%s, "
-        "or raise the limit of the cluster and, to match it, RESULT_LIMIT." % (size, limit, or_gzip)
+        "or raise the limit of the cluster and, to match it, RESULT_LIMIT."
+        % (size, limit, or_gzip),
     )
 
 
 def call(app: WSGIApp, environ: Record) -> Response:
     """The app's whole response, with all that https://peps.python.org/pep-3333/ allows an app.
 
-    Raises NotCarriedError as soon as it is too large for a result of the environ's LIMIT (bytes; 0
+    Raises NoAnswerError as soon as it is too large for a result of the environ's LIMIT (bytes; 0
     or none: any size), and what the app raises.
     """
     started: List[Any] = []
@@ -500,7 +510,7 @@ def call(app: WSGIApp, environ: Record) -> Response:
             if hasattr(iterable, "close"):
                 iterable.close()
         except Exception:  # a server has sent the answer by then
-            log_sentence(traceback.format_exc())
+            log(traceback.format_exc())
     return started[0], started[1], b"".join(chunks)
 
 
@@ -554,6 +564,9 @@ json_parts = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
 Fields = Dict[str, List[str]]  # by a header's name in lower case: its name, and its texts
 
 
+NO_CORS = ("", "app")  # settings that leave it to the controller, or to the model
+
+
 def with_headers(result: Record, extra: Record) -> Record:
     """The result, with more headers; changes it."""
     for name, text in extra.items():
@@ -564,10 +577,16 @@ def with_headers(result: Record, extra: Record) -> Record:
     return result
 
 
-def failure(status: int, sentence: str) -> Record:
+def failure(error: NoAnswerError) -> Record:
     """A result that the caller sees as this status and JSON, and that counts as a failure."""
-    headers, body = {"Content-Type": "application/json"}, json.dumps({"error": sentence})
-    return {"error": {"statusCode": status, "headers": headers, "body": body}}
+    headers, body = {"Content-Type": "application/json"}, json.dumps({"error": str(error)})
+    return {"error": {"statusCode": error.status, "headers": headers, "body": body}}
+
+
+def malformed(error: Exception) -> NoAnswerError:
+    """Of a message that raised it."""
+    sentence = "The message is not valid: %s: %s."
+    return NoAnswerError(400, sentence % (type(error).__name__, error))
 
 
 def result_of(
@@ -576,7 +595,7 @@ def result_of(
     """The result that the controller makes the app's response of (tests/recordings/responses.json).
 
     Its body is bytes where JSON has to hold base64, which `serialize` makes of them. Raises
-    NotCarriedError.
+    NoAnswerError.
     """
     status_line, header_list, body = response
     status, fields = int(status_line.split(None, 1)[0]), fields_of(header_list)
@@ -584,7 +603,7 @@ def result_of(
         fields.pop("access-control-allow-origin", None)
     if not 200 <= status <= 599:
         sentence = "The model answered with status %d, which OpenWhisk does not pass on."
-        raise NotCarriedError(sentence % status)
+        raise NoAnswerError(500, sentence % status)
     if body and status < 400 and not is_accepted(fields, accept):
         body = body if status < 300 else b""
         fields["content-type"] = named_type(fields, accept)
@@ -603,7 +622,7 @@ def result_of(
 def cors_headers(cors: str, environ: Record) -> Record:
     """What lets a page of another origin call an action with the annotation web-custom-options, to
     whose answers the controller adds nothing: https://fetch.spec.whatwg.org/#http-cors-protocol."""
-    if cors in ("", "app"):
+    if cors in NO_CORS:
         return {}
     origin = "*" if cors == "*" else environ.get("HTTP_ORIGIN", "")
     vary = {} if cors == "*" else {"Vary": "Origin"}
@@ -617,6 +636,32 @@ def cors_headers(cors: str, environ: Record) -> Record:
     return headers
 
 
+# Of a URL what stands before its path, if that is there, and the host, if that is.
+BEFORE_PATH = re.compile(r"(?:https?://([^/?#]*))?(?=/)(?!//)")
+COOKIE_PATH = re.compile(r"(;\s*path=)(/[^;\s]+)", re.IGNORECASE)
+
+
+def with_base(headers: HeaderList, environ: Record) -> HeaderList:
+    """Redirects and cookies stay below the web action, though the app has left out SCRIPT_NAME."""
+    base = quoted(environ["SCRIPT_NAME"])
+    texts = []
+    for name, text in headers:
+        if name.lower() == "location":
+            found = BEFORE_PATH.match(text)
+            if found and found.group(1) in (None, environ["HTTP_HOST"]):
+                text = text[: found.end()] + below_base(text[found.end() :], base)
+        elif name.lower() == "set-cookie":
+            text = COOKIE_PATH.sub(lambda found: found[1] + below_base(found[2], base), text)
+        texts.append((name, text))
+    return texts
+
+
+def below_base(path: str, base: str) -> str:
+    """The path, which a query may follow, as the caller sees it."""
+    rest = path[len(base) :]
+    return path if path.startswith(base) and rest[:1] in ("", "/", "?", "#") else base + path
+
+
 def fields_of(headers: HeaderList) -> Fields:
     """The app's headers, but for the controller's own and those that HTTP forbids."""
     fields: Fields = {}
@@ -627,7 +672,7 @@ def fields_of(headers: HeaderList) -> Fields:
         if HEADER.match(name + "\n" + text):
             fields.setdefault(key, [name]).append(text)
         else:  # for one the controller would drop the connection
-            log_sentence("The header %r is left out: HTTP does not allow it." % name)
+            log("The header %r is left out: HTTP does not allow it." % name)
     return fields
 
 
@@ -669,7 +714,9 @@ def compress(fields: Fields, body: bytes) -> bytes:
     if not gzip_pays(fields, body):
         return body
     fields["content-encoding"] = ["Content-Encoding", "gzip"]
-    fields.setdefault("vary", ["Vary"]).append("Accept-Encoding")
+    vary = fields.setdefault("vary", ["Vary"])
+    if "accept-encoding" not in ", ".join(vary).lower():
+        vary.append("Accept-Encoding")
     if first(fields, "etag").startswith('"'):
         fields["etag"][1] = "W/" + fields["etag"][1]
     packer = zlib.compressobj(6, zlib.DEFLATED, 31)  # gzip, with no time in it
@@ -679,7 +726,7 @@ def compress(fields: Fields, body: bytes) -> bytes:
 def encode_body(fields: Fields, body: bytes) -> Union[str, bytes]:
     """Text, or bytes for base64, as the controller expects of the Content-Type.
 
-    Changes a Content-Type with which it could not carry the body. Raises NotCarriedError.
+    Changes a Content-Type with which it could not carry the body. Raises NoAnswerError.
     """
     content_type = first(fields, "content-type").rstrip("; \t")
     media = media_type(content_type)
@@ -719,7 +766,7 @@ def as_binary(fields: Fields, body: bytes) -> bytes:
 
 
 def unpacked(body: bytes, encoding: str) -> bytes:
-    """Text that the app packed, which the controller can't carry. Raises NotCarriedError."""
+    """Text that the app packed, which the controller can't carry. Raises NoAnswerError."""
     if body.isspace():  # as `Proxy.respond` makes it for a HEAD
         return body
     try:
@@ -729,9 +776,10 @@ def unpacked(body: bytes, encoding: str) -> bytes:
             return zlib.decompress(body, 15 if body[0] & 15 == 8 else -15)
     except (EOFError, OSError, zlib.error):
         pass
-    raise NotCarriedError(
+    raise NoAnswerError(
+        500,
         "The model's answer is text in the Content-Encoding %s, which OpenWhisk does not carry: "
-        "let the model answer without." % encoding
+        "let the model answer without." % encoding,
     )
 
 
@@ -759,7 +807,7 @@ def may_be_packed(result: Record) -> bool:
 def serialize(result: Record, limit: int = 0) -> Tuple[int, Iterable[bytes]]:
     """The size and the pieces of the result's JSON.
 
-    Raises NotCarriedError over the limit (bytes, 0: none), ValueError for NaN, which is not JSON.
+    Raises NoAnswerError over the limit (bytes, 0: none), ValueError for NaN, which is not JSON.
     """
     body = result["body"] if isinstance(result.get("body"), bytes) else b""
     text = "".join(json_parts(dict(result, body="") if body else result, 0))
@@ -800,6 +848,10 @@ class Log(io.FileIO):
             os.write(self.descriptor, b"\n" * self.open_line + lines)
             self.open_line = False
 
+    def put_traceback(self) -> None:
+        """Of the exception that is being handled."""
+        self.put(traceback.format_exc().encode("utf-8", "replace"))
+
     def end(self, stream: Any) -> None:
         """Ends the activation's log, after what a stream holds back that the model has wrapped."""
         with contextlib.suppress(Exception):
@@ -807,7 +859,10 @@ class Log(io.FileIO):
         self.put(SENTINEL)
 
 
-def log_sentence(sentence: str) -> None:
+STDOUT, STDERR = Log(1), Log(2)
+
+
+def log(sentence: str) -> None:
     """On stderr, unless the model has closed it."""
     with contextlib.suppress(Exception):
         print(sentence, file=sys.stderr)
@@ -853,13 +908,21 @@ class Handler(serving.WSGIRequestHandler):
         pass
 
 
+SWAGGER_2 = re.compile(rb'"swagger": ?"2')
 SWAGGER_BASE = re.compile(rb'"basePath": ?"(/[^"]*)"')
-SCHEMA = "/swagger.json"
 RESTX = {"flask_restx", "flask_restplus"}  # whose basePath is for ever that of the first request
 NOT_LOADED = "The model is not loaded; the log says more."
-MALFORMED = "The message is not valid: %s: %s."
 # A message is read if it takes at most so many times RESULT_LIMIT, as its JSON takes more memory.
 MESSAGE_FACTOR = 8
+
+
+class Activation(NamedTuple):
+    """What POST /run asks for."""
+
+    value: Record  # of the message
+    environ: Record
+    cors: str  # the setting
+    is_plain: bool  # an invocation without HTTP, which has only parameters
 
 
 class Proxy:
@@ -867,7 +930,7 @@ class Proxy:
 
     def __init__(self, model: "Model", settings: Dict[str, str]) -> None:
         self.model, self.settings = model, settings
-        self.limit, self.logs = int(settings["RESULT_LIMIT"]), model.logs
+        self.limit = int(settings["RESULT_LIMIT"])
 
     def __call__(self, environ: Record, start_response: Callable[..., Any]) -> Iterable[bytes]:
         endpoint = environ["PATH_INFO"] if environ["REQUEST_METHOD"] == "POST" else ""
@@ -883,23 +946,27 @@ class Proxy:
         start_response(status, headers + [("Content-Length", str(size))])
         return pieces
 
-    def answer(self, endpoint: str, environ: Record) -> Tuple[str, int, Iterable[bytes]]:
+    def answer(self, endpoint: str, request: Record) -> Tuple[str, int, Iterable[bytes]]:
         """The status, and the size and pieces of a JSON object, whatever comes; ends the log."""
-        extra: Record = {}
+        extra: Record = {}  # headers of any result
         try:
-            result = self.run(environ, extra) if endpoint == "/run" else self.init(environ)
+            if endpoint == "/init":
+                result = self.init(request)
+            else:
+                activation = self.activation(request)
+                extra = cors_headers(activation.cors, activation.environ)
+                result = self.run(activation)
             size, pieces = serialize(with_headers(result, extra), self.limit)
         except BaseException as error:  # sys.exit(), too
-            sentence = str(error)
-            if not isinstance(error, NotCarriedError):
-                self.logs[1].put(traceback.format_exc().encode("utf-8", "replace"))
-                sentence = "The request failed; the log says why."
-            result = with_headers(failure(500, sentence), extra)
+            if not isinstance(error, NoAnswerError):
+                STDERR.put_traceback()
+                error = NoAnswerError(500, "The request failed; the log says why.")
+            result = with_headers(failure(error), extra)
             size, pieces = serialize(result)
         failed = "error" in result
         if failed or endpoint == "/run":
-            self.logs[0].end(sys.stdout)
-            self.logs[1].end(sys.stderr)
+            STDOUT.end(sys.stdout)
+            STDERR.end(sys.stderr)
         status = "502 Bad Gateway" if failed and endpoint == "/init" else "200 OK"
         return status, size, pieces
 
@@ -918,59 +985,63 @@ class Proxy:
             if len(variables.keys() | C_VARIABLES.keys()) > 100:
                 raise ValueError("there are more than 100 variables")
         except Exception as error:
-            return failure(400, MALFORMED % (type(error).__name__, error))
+            raise malformed(error) from error
         failed = self.model.wait(variables.get("__OW_DEADLINE", ""))
         export(variables)
         return {"error": failed} if failed else {"ok": True}
 
-    def run(self, request: Record, extra: Record) -> Record:
-        """message -> environ -> app -> result; and into `extra` the headers of any result.
-
-        Malformed messages (400), preflights (204) and early ones (503) do not reach the app.
-        """
+    def activation(self, request: Record) -> Activation:
+        """The message -> environ; the ids go into the environment."""
         try:
             message = self.message(request)
             value = message["value"]
             is_plain = "__ow_method" not in value
-            if is_plain:  # an invocation without HTTP, which has only parameters
+            if is_plain:
                 http = {"__ow_method": "post", "__ow_headers": {"content-type": "application/json"}}
                 message["value"] = {**value, **http}
             ids = checked({name: message[name] for name in IDS if name in message})
             settings = with_bound(self.settings, value)
             environ = environ_of(message, settings)
         except Exception as error:
-            return failure(400, MALFORMED % (type(error).__name__, error))
+            raise malformed(error) from error
         export({"__OW_" + name.upper(): text for name, text in ids.items()})
-        if not is_plain:
-            extra.update(cors_headers(settings["CORS"], environ))
-        is_preflight = "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
-        if extra and is_preflight and environ["REQUEST_METHOD"] == "OPTIONS":
-            return {"statusCode": 204, "headers": {}, "body": ""}
-        failed = self.model.wait(ids.get("deadline", ""))
-        if failed:
-            log_sentence(failed)
-            return failure(503, NOT_LOADED)
-        if is_plain:
-            return plain_result(self.call(environ))
-        return self.web_result(value, environ, settings["CORS"])
+        return Activation(value, environ, "" if is_plain else settings["CORS"], is_plain)
 
-    def web_result(self, value: Record, environ: Record, cors: str) -> Record:
+    def run(self, activation: Activation) -> Record:
+        """environ -> app -> result; preflights and calls that come too early do not reach the app.
+
+        Raises NoAnswerError, and what the app raises.
+        """
+        environ, method = activation.environ, activation.environ["REQUEST_METHOD"]
+        is_preflight = method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
+        if is_preflight and activation.cors not in NO_CORS:
+            return {"statusCode": 204, "headers": {}, "body": ""}
+        failed = self.model.wait(str(environ.get(IDS["deadline"], "")))
+        if failed:
+            log(failed)
+            raise NoAnswerError(503, NOT_LOADED)
+        if activation.is_plain:
+            return plain_result(self.call(environ))
+        return self.web_result(activation)
+
+    def web_result(self, activation: Activation) -> Record:
         """Of the app's answer; but a browser at the bare URL sees Swagger UI if GET has none."""
-        response = self.respond(environ)
+        value, environ, cors, _ = activation
+        status, headers, body = self.respond(environ)
         is_bare = value["__ow_method"] == "get" and not value.get("__ow_path")
-        is_browser = "text/html" in environ.get("HTTP_ACCEPT", "")
-        if is_bare and is_browser and response[0][:3] in ("404", "405"):
+        accept = environ.get("HTTP_ACCEPT", "")
+        if is_bare and "text/html" in accept and status[:3] in ("404", "405"):
             base = quoted(environ["SCRIPT_NAME"])
             if base:
                 return result_of(("302 Found", [("Location", base + "/")], b""))
-            response = self.call({**environ, "PATH_INFO": "/"})
+            status, headers, body = self.call({**environ, "PATH_INFO": "/"})
         encoding = value.get("__ow_headers", {}).get("accept-encoding", "")
-        return result_of(response, encoding, cors, environ.get("HTTP_ACCEPT", ""))
+        return result_of((status, with_base(headers, environ), body), encoding, cors, accept)
 
     def respond(self, environ: Record) -> Response:
         """The app's answer; to a HEAD one as long as to a GET, as the controller leaves out what
         the body is, and takes the Content-Length from it."""
-        if environ["PATH_INFO"].endswith(SCHEMA):
+        if environ["PATH_INFO"].endswith(".json"):
             return self.schema(environ)
         status, headers, body = self.call(environ)
         if environ["REQUEST_METHOD"] != "HEAD":
@@ -985,18 +1056,19 @@ class Proxy:
 
     def schema(self, environ: Record) -> Response:
         """Swagger UI's, with the basePath that the model has for this caller."""
-        base, folder = quoted(environ["SCRIPT_NAME"]), quoted(environ["PATH_INFO"][: -len(SCHEMA)])
+        base, path = quoted(environ["SCRIPT_NAME"]), quoted(environ["PATH_INFO"])
         method = environ["REQUEST_METHOD"].replace("HEAD", "GET")  # its length depends on the base
         status, headers, body = self.call({**environ, "REQUEST_METHOD": method})
-        found = SWAGGER_BASE.search(body)
+        folder, _, name = path.rpartition("/")
+        is_swagger_2 = SWAGGER_2.search(body)
+        found = SWAGGER_BASE.search(body) if is_swagger_2 or name == "swagger.json" else None
         if found:
-            path = found.group(1).decode()
-            if RESTX.intersection(sys.modules) and path.endswith(folder):
-                path = folder
-            elif (path + "/").startswith(base + "/"):
-                path = path[len(base) :]
-            own = (base + path).rstrip("/") or "/"
+            own = found.group(1).decode()
+            is_restx = RESTX.intersection(sys.modules) and own.endswith(folder)
+            own = (base + folder if is_restx else below_base(own, base)).rstrip("/") or "/"
             body = body[: found.start(1)] + own.encode() + body[found.end(1) :]
+        elif is_swagger_2 and base:  # flasgger's, whose Swagger UI would call beside the action
+            body = body.replace(b"{", b'{"basePath": "%s", ' % base.encode(), 1)
         return status, headers, body
 
     def call(self, environ: Record) -> Response:
@@ -1006,10 +1078,10 @@ class Proxy:
 
 # ---- The life cycle ----
 
-LOOK_SECONDS = 0.2  # between two looks at an app.py that has not run its app yet
+LOOK_SECONDS = 0.2  # between two looks at a script that has not run its app yet
 TOO_SLOW = (
     "The model did not load within the action's time limit; 'wsk action update --timeout' gives it "
-    "longer. If its app.py goes on for ever, name its app: WSGI_APP=module:attribute. It is in %s."
+    "longer. If its script goes on for ever, name its app: WSGI_APP=module:attribute. It is in %s."
 )
 LIBRARY = re.compile(
     r"<frozen|.*/(site|dist)-packages/|%s/" % re.escape(os.path.dirname(os.__file__))
@@ -1021,11 +1093,11 @@ OTHER_SERVERS = (
 ).split()
 OTHER_APPS = "Other apps, like FastAPI's, need forward.py: see the README."
 OTHER_SERVER = (
-    "The model's app.py runs %s. If that serves a WSGI app, like those of Flask and Django, name "
+    "The model's script runs %s. If that serves a WSGI app, like those of Flask and Django, name "
     "it: WSGI_APP=module:attribute. " + OTHER_APPS
 )
 PATCHED_THREADS = (
-    "The model's app.py patches Python's threads, as gevent does. It needs a server of its own and "
+    "The model's script patches Python's threads, as gevent does. It needs a server of its own and "
     "forward.py: see the README."
 )
 NO_APP = (
@@ -1041,10 +1113,9 @@ REQUESTS_SECONDS, EXIT_SECONDS = 8, 1.5  # of the 10 that `docker stop` waits
 
 
 class Model:
-    """The model's app: found by running app.py as the image itself would, or by its name."""
+    """The model's app: found by running its script as the image itself would, or by its name."""
 
-    def __init__(self, logs: List[Log]) -> None:
-        self.logs = logs
+    def __init__(self) -> None:
         self.app: Any = None
         self.error, self.loaded, self.has_ended = "", threading.Event(), False
         self.waiting_apps: List[Tuple[threading.Thread, WSGIApp]] = []
@@ -1052,20 +1123,19 @@ class Model:
     def load(self, wsgi_app: str, arm_signals: Callable[[], None]) -> None:
         """In the main thread, as TensorFlow 1 needs it; does not return."""
         self.arm_signals = arm_signals
-        sys.path.insert(0, os.getcwd())
+        self.replace_run_simple()
+        source = "WSGI_APP=" + wsgi_app
+        if not wsgi_app:
+            sys.argv[:] = sys.argv[1:] or ["app.py"]
+            source = "%s in %s" % (sys.argv[0], os.getcwd())
         try:
             if wsgi_app:
-                self.take(app_of(wsgi_app))  # for ever
-            self.replace_servers()
-            runpy.run_path(os.path.abspath("app.py"), run_name="__main__")
-            self.has_ended = True
-            for thread in threading.enumerate():
-                if not thread.daemon and thread is not threading.main_thread():
-                    thread.join()  # as Python does at its end
-            raise RuntimeError("it ended without run(); name its app: WSGI_APP=module:attribute")
+                sys.path.insert(0, os.getcwd())
+                self.take(app_of(wsgi_app))
+            else:
+                self.run_script(os.path.abspath(sys.argv[0]))
         except BaseException as error:
-            self.logs[1].put(traceback.format_exc().encode("utf-8", "replace"))
-            source = "WSGI_APP=" + wsgi_app if wsgi_app else "app.py in " + os.getcwd()
+            STDERR.put_traceback()
             sentence = "The model failed to load from %s: %s: %s"
             self.error = sentence % (source, type(error).__name__, error)
             server = server_of(frame for frame, _ in traceback.walk_tb(error.__traceback__))
@@ -1073,22 +1143,32 @@ class Model:
                 self.error = OTHER_SERVER % server
         self.take(None)
 
-    def replace_servers(self) -> None:
-        """So that app.py, which calls one of them at its end, calls `take`."""
-        signature = inspect.signature(serving.run_simple)
+    def run_script(self, script: str) -> None:
+        """As Python would; raises what the script raises, and RuntimeError at its end."""
+        sys.path.insert(0, os.path.dirname(script))
+        with contextlib.suppress(ImportError):  # what Flask's run() prints is wrong here
+            importlib.import_module("flask.cli").show_server_banner = lambda *_: None  # type: ignore
+        runpy.run_path(script, run_name="__main__")
+        self.has_ended = True
+        for thread in threading.enumerate():
+            if not thread.daemon and thread is not threading.main_thread():
+                thread.join()
+        raise RuntimeError("it ended without run(); name its app: WSGI_APP=module:attribute")
 
-        def run_simple(*arguments: Any, **options: Any) -> None:
-            given = signature.bind(*arguments, **options).arguments
-            self.take(given["application"], given.get("threaded", False))
+    def replace_run_simple(self) -> None:
+        """So that a script, which calls it at its end, as Flask's run() does, calls `take`."""
 
-        def run(app: WSGIApp, *_: Any, load_dotenv: bool = True, **options: Any) -> None:
-            if hasattr(flask.cli, "load_dotenv") and flask.helpers.get_load_dotenv(load_dotenv):
-                flask.cli.load_dotenv()
-            self.take(app, options.get("threaded", True))
+        def run_simple(
+            hostname: str,
+            port: int,
+            application: WSGIApp,
+            *_: Any,
+            threaded: bool = False,
+            **__: Any,
+        ) -> None:
+            self.take(application, threaded)
 
         werkzeug.run_simple = serving.run_simple = run_simple
-        flask: Any = importlib.import_module("flask")
-        flask.Flask.run = run
 
     def take(self, app: Any, threaded: bool = True) -> None:
         """Stands in for a server's run(), so it does not return either."""
@@ -1114,7 +1194,7 @@ class Model:
         self.loaded.set()
 
     def search_main_thread(self) -> None:
-        """For an app.py that waits for the thread which runs the app, or runs another server."""
+        """For a script that waits for the thread which runs the app, or runs another server."""
         if threading.main_thread().ident not in sys._current_frames():
             self.error = PATCHED_THREADS
             self.loaded.set()
@@ -1210,7 +1290,7 @@ def takes_wsgi(app: Any) -> bool:
     )
 
 
-def stop_on_signals(server: serving.BaseWSGIServer, logs: List[Log]) -> Callable[[], None]:
+def stop_on_signals(server: serving.BaseWSGIServer) -> Callable[[], None]:
     """Makes SIGTERM and SIGINT end the process with status 0, after the requests under way.
 
     Returns a function that takes the signals again, after an event loop of the model had them.
@@ -1236,8 +1316,8 @@ def stop_on_signals(server: serving.BaseWSGIServer, logs: List[Log]) -> Callable
         for number in STOPS:
             if signal.getsignal(number) is stop:
                 signal.signal(number, signal.SIG_DFL)
-        for log in logs:
-            log.lock = threading.RLock()  # another thread may have had it
+        for stream in (STDOUT, STDERR):
+            stream.lock = threading.RLock()  # another thread may have had it
         unblock()
 
     def fork_and_forget() -> int:  # pragma: no cover, Python 3.6
@@ -1290,11 +1370,10 @@ def main() -> None:
         print(__version__)
         return
     settings = read_settings()
-    logs = [Log(1), Log(2)]
-    sys.stdout, sys.stderr = logs[0].text, logs[1].text
-    model = Model(logs)
+    sys.stdout, sys.stderr = STDOUT.text, STDERR.text
+    model = Model()
     server = listen(int(settings["PORT"]), Proxy(model, settings))
-    model.load(settings["WSGI_APP"], stop_on_signals(server, logs))
+    model.load(settings["WSGI_APP"], stop_on_signals(server))
 
 
 if __name__ == "__main__":

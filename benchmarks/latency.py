@@ -181,8 +181,8 @@ import cProfile, io, json, os, pstats, sys, threading
 sys.path[:0] = [{root!r}]
 import openwhisk
 data = sys.stdin.buffer.read()
-logs = [openwhisk.Log(2), openwhisk.Log(2)]
-model = openwhisk.Model(logs)
+openwhisk.STDOUT = openwhisk.STDERR
+model = openwhisk.Model()
 proxy = openwhisk.Proxy(model, openwhisk.read_settings())
 def run():
     environ = dict(REQUEST_METHOD="POST", PATH_INFO="/run", CONTENT_LENGTH=str(len(data)))

@@ -6,6 +6,7 @@ devserver.py in this process or, with --openwhisk, by a real OpenWhisk.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import itertools
@@ -380,6 +381,12 @@ def web(
         "__ow_headers": {name.replace("_", "-"): text for name, text in headers.items()},
         "__ow_body": body,
     }
+
+
+def answering(status: int, headers: list[list[str]], body: bytes = b"") -> str:
+    """The query that makes the recorder answer so."""
+    answer = {"status": status, "headers": headers, "body": base64.b64encode(body).decode()}
+    return "answer=" + urllib.parse.quote(json.dumps(answer), safe="")
 
 
 def text_of(result: dict[str, Any]) -> str:

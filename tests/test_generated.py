@@ -26,6 +26,7 @@ from conftest import (
     ROOT,
     Answer,
     Process,
+    answering,
     free_port,
     request,
     running,
@@ -278,8 +279,7 @@ def test_the_client_sees_the_response_of_the_models_own_server(
     if kind in TEXT_KINDS or "charset" in kind:
         body = body.decode("latin-1").encode()
     listed = [["Content-Type", kind], ["Content-Length", str(len(body))], *map(list, some.items())]
-    answer = {"status": status, "headers": listed, "body": base64.b64encode(body).decode()}
-    query = "/x?answer=" + quote(json.dumps(answer), safe="")
+    query = "/x?" + answering(status, listed, body)
     expected, seen = request(own.port, "GET", query), request(action, "GET", BASE + query)
     assert (seen.status, seen.body) == (expected.status, expected.body)
     for name, value in some.items():

@@ -12,13 +12,13 @@ import re
 import socket
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 from conftest import (
     LIVE_APPS,
     ROOT,
     Process,
+    answering,
     free_port,
     request,
     running,
@@ -38,6 +38,7 @@ EVERY_ID = {
     "transaction_id": "t1",
     "api_key": "k",
 }
+JSON = [["Content-Type", "application/json"]]
 
 
 class TestRun:
@@ -112,7 +113,7 @@ class TestRun:
         assert seen["HTTP_X_A"] == "\ufffd".encode().decode("latin-1")
 
     def test_should_not_know_the_client_without_a_proxy(self, recorder: Process) -> None:
-        assert "REMOTE_ADDR" not in json.loads(text_of(recorder.run(web("/x"))))
+        assert json.loads(text_of(recorder.run(web("/x"))))["REMOTE_ADDR"] == ""
 
     def test_should_not_take_the_user_for_a_parameter(self, recorder: Process) -> None:
         value = {"__ow_method": "get", "__ow_path": "/x", "__ow_headers": {}, "__ow_user": "me"}
@@ -165,7 +166,7 @@ class TestRun:
     @pytest.mark.parametrize("name", EVERY_ID)
     def test_should_take_no_id_that_is_none(self, flask_app: Process, name: str) -> None:
         """It would be in the way of every process that the model starts from then on."""
-        for text in ("x" * 200_000, "a\0b", "\ud800", "é", None, [1]):
+        for text in ("x" * 200_000, "a\0b", "\ud800", "a\nb", None, [1]):
             result = flask_app.run(web("/ids"), **{name: text})
             assert result["error"]["statusCode"] == 400
             assert "Traceback" not in result["error"]["body"]
@@ -174,6 +175,17 @@ class TestRun:
         lines = text_of(flask_app.run(web("/spawn"))).splitlines()
         known = {"__OW_ACTION_NAME=/guest/rec"}
         assert {line for line in lines if line.startswith("__OW_")} <= known
+
+    @pytest.mark.parametrize("text", ["x" * 8192, "é" * 4096])
+    def test_should_take_an_id_that_a_caller_may_send(self, flask_app: Process, text: str) -> None:
+        """As X-Request-ID, which becomes the transaction's."""
+        ids = {**EVERY_ID, "transaction_id": text}
+        assert (
+            json.loads(text_of(flask_app.run(web("/ids"), **ids))).items()
+            >= {"openwhisk.transaction_id": text}.items()
+        )
+        lines = text_of(flask_app.run(web("/spawn"), **ids)).splitlines()
+        assert f"__OW_TRANSACTION_ID={text}" in lines
 
     def test_should_leave_room_in_the_environment(self, flask_app: Process) -> None:
         names = [
@@ -196,7 +208,7 @@ class TestRun:
     @pytest.mark.stacks(2)
     def test_should_leave_room_in_the_environment_for_ever(self, flask_app: Process) -> None:
         for number in range(10):
-            env = {f"__OW_{chr(65 + number)}{'A' * length}": "x" * 1000 for length in range(30)}
+            env = {f"__OW_{chr(65 + number)}{'A' * length}": "x" * 8192 for length in range(30)}
             answer = flask_app.post("/init", {"value": {"env": env}})
             assert answer.status == (200 if number < 3 else 502)
         assert "__OW_AA=x" in text_of(flask_app.run(web("/spawn")))
@@ -662,9 +674,7 @@ class TestBasePath:
 
     @pytest.mark.stacks(2)
     def test_should_come_before_a_base_path_of_the_apps_own(self, stack: str) -> None:
-        schema = base64.b64encode(b'{"basePath": "/v1"}').decode()
-        headers = [["Content-Type", "application/json"]]
-        query = "answer=" + quote(json.dumps({"status": 200, "headers": headers, "body": schema}))
+        query = answering(200, JSON, b'{"basePath": "/v1"}')
         env = {"WSGI_APP": "app:app"}
         with running(start_container(stack, LIVE_APPS / "recorder", **env)) as process:
             for base, expected in (
@@ -675,6 +685,68 @@ class TestBasePath:
             ):
                 value = web("/swagger.json", query=query, x_forwarded_prefix=base)
                 assert json.loads(text_of(process.run(value)))["basePath"] == expected
+
+    @pytest.mark.parametrize("method", ["get", "head"])
+    def test_should_be_given_to_a_schema_without_one(self, recorder: Process, method: str) -> None:
+        """flasgger's, whose Swagger UI would call beside the web action."""
+        swagger, openapi = b'{"swagger": "2.0", "paths": {}}', b'{"openapi": "3.0.2"}'
+        for schema, base, more in (
+            (swagger, "/ocr", {"basePath": "/ocr"}),
+            (swagger, "/", {}),
+            (openapi, "/ocr", {}),
+            (b'{"basePath": "/v1"}', "/ocr", {}),
+        ):
+            query = answering(200, JSON, schema)
+            value = web("/apispec_1.json", method, query=query, x_forwarded_prefix=base)
+            expected = {**json.loads(schema), **more}
+            assert json.loads(text_of(recorder.run(value))) == expected
+        query = answering(200, JSON, openapi)
+        value = web("/swagger.json", method, query=query, x_forwarded_prefix="/ocr")
+        assert json.loads(text_of(recorder.run(value))) == json.loads(openapi)
+
+    @pytest.mark.parametrize(
+        ("location", "base", "expected"),
+        [
+            ("/login", "/ocr", "/ocr/login"),
+            ("/login?next=/ocr/", "/ocr", "/ocr/login?next=/ocr/"),
+            ("/", "/ocr", "/ocr/"),
+            ("/ocr", "/ocr", "/ocr"),
+            ("/ocr?a=1", "/ocr", "/ocr?a=1"),
+            ("/ocr/login#top", "/ocr", "/ocr/login#top"),
+            ("/ocrs", "/ocr", "/ocr/ocrs"),
+            ("http://host/login", "/ocr", "http://host/ocr/login"),
+            ("http://host/ocr/login", "/ocr", "http://host/ocr/login"),
+            ("http://other/login", "/ocr", "http://other/login"),
+            ("//other/login", "/ocr", "//other/login"),
+            ("login", "/ocr", "login"),
+            ("../", "/ocr", "../"),
+            ("/login", "/", "/login"),
+        ],
+    )
+    def test_should_be_in_redirects_of_the_apps_own_making(
+        self, recorder: Process, location: str, base: str, expected: str
+    ) -> None:
+        query = answering(302, [*JSON, ["Location", location]])
+        for method in ("get", "head", "post"):
+            value = web("/x", method, query=query, host="host", x_forwarded_prefix=base)
+            assert recorder.run(value)["headers"]["Location"] == expected
+
+    @pytest.mark.parametrize(
+        ("path", "expected"),
+        [
+            ("", ""),
+            ("; Path=/", "; Path=/"),
+            ("; Path=/; HttpOnly", "; Path=/; HttpOnly"),
+            ("; path=/admin; HttpOnly", "; path=/ocr/admin; HttpOnly"),
+            ("; HttpOnly; Path=/ocr/admin", "; HttpOnly; Path=/ocr/admin"),
+        ],
+    )
+    def test_should_be_in_cookies_paths_of_the_apps_own_making(
+        self, recorder: Process, path: str, expected: str
+    ) -> None:
+        query = answering(200, [*JSON, ["Set-Cookie", "a=/b" + path]])
+        value = web("/x", query=query, x_forwarded_prefix="/ocr")
+        assert recorder.run(value)["headers"]["Set-Cookie"] == "a=/b" + expected
 
     def test_should_not_send_a_browser_at_the_root_in_circles(self, max_app: Process) -> None:
         result = max_app.run(web(x_forwarded_prefix="/", accept="text/html"))
@@ -738,7 +810,7 @@ class TestCors:
 
     def test_should_be_the_apps_own_only_if_asked_for(self, recorder: Process) -> None:
         own = [["Content-Type", "a/b"], ["Access-Control-Allow-Origin", "https://a.example"]]
-        asked = web(query="answer=" + json.dumps({"status": 200, "headers": own, "body": ""}))
+        asked = web(query=answering(200, own))
         assert self.headers(recorder, "", asked) == {}
         expected = {"access-control-allow-origin": "https://a.example"}
         assert self.headers(recorder, "app", asked) == expected
@@ -785,10 +857,8 @@ class TestCors:
             assert (allowed, preflight["statusCode"]) == (self.ORIGIN, 204)
 
     def test_should_keep_what_the_app_varies_by(self, recorder: Process) -> None:
-        vary = json.dumps(
-            {"status": 200, "headers": [["Content-Type", "a/b"], ["Vary", "Cookie"]], "body": ""}
-        )
-        result = recorder.run({**web(query="answer=" + vary), "CORS": self.ORIGIN})
+        query = answering(200, [["Content-Type", "a/b"], ["Vary", "Cookie"]])
+        result = recorder.run({**web(query=query), "CORS": self.ORIGIN})
         headers = {"Content-Type": "a/b", "vary": "Cookie", "Vary": "Origin"}
         assert result["headers"] == headers
 

@@ -19,6 +19,7 @@ from conftest import (
     ROOT,
     SENTINEL,
     Process,
+    answering,
     free_port,
     running,
     start_container,
@@ -166,8 +167,7 @@ class TestResult:
 
     def test_should_be_empty_to_a_head_whose_length_is_no_number(self, recorder: Process) -> None:
         headers = [["Content-Type", "a/b"], ["Content-Length", "x"]]
-        asked = {"status": 200, "headers": headers, "body": ""}
-        result = recorder.run(web("/x", "head", query="answer=" + json.dumps(asked)))
+        result = recorder.run(web("/x", "head", query=answering(200, headers)))
         assert (result["statusCode"], result["body"]) == (200, "")
 
     def test_should_be_to_a_head_though_http_forbids_a_header(self, flask_app: Process) -> None:
@@ -248,8 +248,8 @@ class TestResult:
         self, recorder: Process, accept: str, kind: str, carried: str
     ) -> None:
         """The controller answers 406 else."""
-        answer = {"status": 200, "headers": [["Content-Type", kind]], "body": "iVBORw=="}
-        result = recorder.run(web("/x", query="answer=" + json.dumps(answer), accept=accept))
+        query = answering(200, [["Content-Type", kind]], b"\x89PNG")
+        result = recorder.run(web("/x", query=query, accept=accept))
         assert result["headers"] == {"Content-Type": carried}
         assert base64.b64decode(result["body"]) == b"\x89PNG"
 
@@ -258,8 +258,7 @@ class TestResult:
     ) -> None:
         for status, body in ((302, ""), (404, "page")):
             headers = [["Content-Type", "text/html"], ["Location", "/x"]]
-            answer = {"status": status, "headers": headers, "body": "cGFnZQ=="}
-            query = "answer=" + json.dumps(answer)
+            query = answering(status, headers, b"page")
             result = recorder.run(web("/x", query=query, accept="application/json"))
             assert (result["statusCode"], result["body"]) == (status, body)
 
@@ -373,11 +372,9 @@ class TestResult:
     def test_should_say_which_encoding_is_not_carried(
         self, recorder: Process, encoding: str
     ) -> None:
-        answer = {"status": 200, "body": base64.b64encode(b"no gzip").decode()}
         for kind, carried in (("text/html", False), ("application/json", True), ("a/b", True)):
             headers = [["Content-Type", kind], ["Content-Encoding", encoding]]
-            query = "answer=" + quote(json.dumps({**answer, "headers": headers}))
-            result = recorder.run(web("/x", query=query))
+            result = recorder.run(web("/x", query=answering(200, headers, b"no gzip")))
             if carried:
                 assert base64.b64decode(result["body"]) == b"no gzip"
                 assert result["headers"]["Content-Encoding"] == encoding
