@@ -61,6 +61,9 @@ def read_settings() -> Tuple[List[str], int, int]:
 
 # ---- The server's process ----
 
+# A variable that all have which the command starts: tini, dumb-init and supervisord start it in a
+# group of its own.
+MARK = "FORWARD_SERVER"
 STOP_SECONDS = 5  # for which the server may go on after SIGTERM
 END_SECONDS = 1  # for which a process may take to end after it has closed its connections
 LOOK_SECONDS = 0.02  # between two looks at a server that does not listen yet
@@ -137,6 +140,7 @@ class Server:
             if self.process and self.process.poll() is None:
                 return
             if self.process:
+                log(self.end() + ".")
                 kill(self.process)
             self.start()
 
@@ -144,11 +148,11 @@ class Server:
         log("Starting %s, which is to listen on port %d." % (self.name(), self.port))
         self.process = subprocess.Popen(
             self.command,
-            env={**os.environ, "PORT": str(self.port)},
+            env={**os.environ, "PORT": str(self.port), MARK: str(os.getpid())},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # a group of its own, of all that the command starts
+            start_new_session=True,  # a group of its own
         )
         self.outputs = [
             Output(self.process.stdout, "stdout"),
@@ -208,27 +212,31 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGTERM)
         deadline = time.time() + STOP_SECONDS
-        while self.is_left() and time.time() < deadline:
+        while belonging_to(self.process) and time.time() < deadline:
             time.sleep(LOOK_SECONDS)
         self.copy()
         kill(self.process)
 
-    def is_left(self) -> bool:
-        """Whether anything runs of what the command has started: a shell may end before it."""
-        self.process.poll()
-        with contextlib.suppress(ChildProcessError):  # those of others fall to a container's first
-            os.waitpid(-self.process.pid, os.WNOHANG)
-        try:
-            os.killpg(self.process.pid, 0)
-        except ProcessLookupError:
-            return False
-        return True
+
+def belonging_to(process: Any) -> List[int]:
+    """The processes that run of what the command has started, which may end before them."""
+    mark, found = ("%s=%d" % (MARK, os.getpid())).encode(), []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            with open("/proc/%s/stat" % pid) as stat, open("/proc/%s/environ" % pid, "rb") as file:
+                state, _, group = stat.read().rpartition(")")[2].split()[:3]
+                is_marked = mark in file.read().split(b"\0")
+            if state != "Z" and (is_marked or int(group) == process.pid):
+                found.append(int(pid))
+    return found
 
 
 def kill(process: Any) -> None:
     """With all that it has started, which may still hold the port."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    while belonging_to(process):
+        for pid in belonging_to(process):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     process.wait()
 
 
@@ -392,6 +400,9 @@ WHOLE_BYTES = 1 << 25
 WSGI_SERVERS = HOP_BY_HOP | {"date", "server"}  # headers that it writes itself
 
 
+LOCALHOST = ("localhost", "127.0.0.1", "0.0.0.0", "[::1]", "[::]")
+
+
 def headers_from(response: http.client.HTTPResponse, environ: Environ, port: int) -> Headers:
     """As they came, but for those of the connection and those that a WSGI server writes."""
     return [
@@ -410,7 +421,8 @@ def located(location: str, environ: Environ, port: int) -> str:
         return location
     if parts.netloc and not parts.path:
         parts = parts._replace(path="/")
-    if parts.netloc in ("localhost:%d" % port, "127.0.0.1:%d" % port):
+    names = ["%s:%d" % (name, port) for name in LOCALHOST]
+    if parts.scheme == "http" and parts.netloc in (host, *names):
         parts = parts._replace(scheme=environ["wsgi.url_scheme"], netloc=host)
     if parts.netloc in ("", host) and parts.path.startswith("/"):
         if not (parts.path + "/").startswith(base + "/"):
@@ -470,6 +482,8 @@ class Forward:
         connection = self.server.connect()
         try:
             send(connection, environ)
+            # A server that writes headers and body apart waits for this, 40 ms if it is delayed.
+            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             return connection, connection.getresponse()
         except BaseException:
             self.server.connections.drop(connection)

@@ -255,6 +255,7 @@ class TestRequest:
             ("http://[x", "http://[x"),
             ("http://a.example", f"http://a.example{BASE}/"),
             ("http://b.example", "http://b.example"),
+            ("https://a.example/x", f"https://a.example{BASE}/x"),
         ],
     )
     def test_should_keep_a_redirect_of_any_form(
@@ -262,6 +263,16 @@ class TestRequest:
     ) -> None:
         result = server.run(web(f"/moved/?{place}", host="a.example"))
         assert result["headers"]["Location"] == expected
+
+    @pytest.mark.parametrize("name", ["localhost", "0.0.0.0", "[::1]"])
+    def test_should_not_be_sent_to_the_server_by_any_of_its_names(
+        self, server: Process, port: int, name: str
+    ) -> None:
+        """Nor from https to http."""
+        for place in (f"http://{name}:{port}/x", "http://a.example/x"):
+            value = web(f"/moved/?{place}", host="a.example", x_forwarded_proto="https")
+            location = server.run(value)["headers"]["Location"]
+            assert location == f"https://a.example{BASE}/x"
 
     def test_should_be_refused_for_a_websocket(self, server: Process) -> None:
         result = server.run(web("/", connection="Upgrade", upgrade="websocket"))
@@ -357,6 +368,7 @@ class TestServer:
             while True:
                 socket.create_connection(("127.0.0.1", port)).close()
         assert told(server)["pid"] != pid
+        assert "was ended by SIGKILL" in server.until("ended by SIGKILL", server.err)
 
     def test_should_be_started_anew_when_it_is_about_to_end(self, server: Process) -> None:
         pid = told(server)["pid"]
@@ -393,6 +405,20 @@ class TestServer:
         )
         assert "is killed" in server.until("is killed", server.err)
         assert told(server)["pid"] != pid
+
+    def test_should_be_ended_in_whatever_group_it_hangs(self, stack: str, port: int) -> None:
+        """As tini, dumb-init and supervisord start it."""
+        alone = (
+            "import subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True).wait()"
+        )
+        command = [sys.executable, "-c", alone, sys.executable, "server.py", str(port)]
+        env = {"UPSTREAM_TIMEOUT": "2"}
+        with running(forwarded(stack, "server", command, port, **env)) as container:
+            container.post("/init", {"value": {}})
+            pid = told(container)["pid"]
+            assert error_of(container.run(web("/hang")))[0] == 502
+            assert has_ended(pid)
+            assert told(container)["pid"] != pid
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_should_end_with_the_container_and_all_that_it_started(
