@@ -1,11 +1,11 @@
 """What an adapter takes of a request: openwhisk.py, those of AWS Lambda, and the obvious design.
 
-    python benchmarks/peers.py [--rounds N] [--processes N]
+    python benchmarks/peers.py [--turns N]
 
-Takes the packages of `pip install apig-wsgi serverless-wsgi mangum a2wsgi`. All have the same Flask
-app and upload in one process, in turn, from their platform's event as JSON to the answer as JSON;
-then in other processes. Prints a table in ms, of each one's median in the process in which it was
-fastest, as all that disturbs it makes it slower; no adapter can be faster than the WSGI call alone.
+Takes the packages of `pip install apig-wsgi serverless-wsgi mangum a2wsgi`. Each has the same Flask
+app in a process of its own, as on its platform, where no other keeps its code warm. They take turns
+of TURN calls, from their platform's event as JSON to the answer as JSON. Prints a table of medians
+in ms; no adapter can be faster than the WSGI call alone.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import io
 import json
 import multiprocessing
 import platform
-import random
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
 
 from flask import Flask, Response, jsonify, request
@@ -48,7 +48,8 @@ KIND = "multipart/form-data; boundary=B0UND"
 AGENT, CLIENT = "curl/8.5.0", "192.0.2.1"
 PROXY = {"x-forwarded-for": CLIENT, "x-forwarded-port": "443", "x-forwarded-proto": "https"}
 HEADERS = {"host": "localhost", "user-agent": AGENT, "accept": "*/*", "content-type": KIND, **PROXY}
-FEWER = {"1 MB": 5, "5 MB": 10}  # the rounds are divided by these
+FEWER = {"1 MB": 5, "5 MB": 10}  # the turns are divided by these
+TURN = 10  # calls
 
 Adapter = Callable[[bytes], bytes]
 Call = Callable[[], bytes]
@@ -136,13 +137,14 @@ def obvious(data: bytes) -> bytes:
     return json.dumps({**answer, "body": response.get_data(as_text=True)}).encode()
 
 
-def adapters() -> dict[str, tuple[Adapter, Callable[[bytes], bytes]]]:
-    """Each with what makes its platform's event of a body."""
+def adapters() -> dict[str, tuple[Callable[..., bytes] | None, Callable[[bytes], bytes]]]:
+    """Each with what makes its platform's event of a body; None for the WSGI call alone."""
     asyncio.set_event_loop(asyncio.new_event_loop())  # for all of Mangum's calls
     wsgi: Any = app  # for their types of an app are not Flask's
     asgi: Any = WSGIMiddleware(wsgi)
     apig = make_lambda_handler(app, binary_support=True)
     return {
+        "the WSGI call alone": (None, bytes),
         "openwhisk.py": (own, activation),
         "apig-wsgi": (on_lambda(apig), api_gateway),
         "serverless-wsgi": (on_lambda(partial(serverless_wsgi.handle_request, app)), api_gateway),
@@ -159,35 +161,45 @@ def check(name: str, data: bytes, size: int) -> None:
         raise RuntimeError(f"{name} answered {data[:200]!r}")
 
 
-def medians(calls: dict[str, Call], rounds: int) -> list[float]:
-    """In ms, of the second half of the rounds: before that Python still adapts its bytecode.
+def serve(name: str, connection: Connection) -> None:
+    """Answers each message, a size and a number of calls, with how long each call took, in s."""
+    by, event = adapters()[name]
+    calls: dict[int, Call] = {}
+    for size, count in iter(connection.recv, None):
+        if size not in calls:
+            body = multipart(size)
+            calls[size] = wsgi_call(body) if by is None else partial(by, event(body))
+            check(name, calls[size](), size)
+        connection.send([seconds_of(calls[size]) for _ in range(count)])
 
-    The order is one of chance, as each call leaves its garbage to the next one.
+
+def seconds_of(call: Call) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def measure(turns: int) -> dict[str, list[float]]:
+    """Of each adapter, the median in ms for each of SIZES.
+
+    Of the second half of its turns: before that Python still adapts its bytecode.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    order, chance = list(calls), random.Random(0)
-    for _ in range(rounds):
-        chance.shuffle(order)
-        for name in order:
-            started = time.perf_counter()
-            calls[name]()
-            seconds[name].append(time.perf_counter() - started)
-    return [1000 * statistics.median(some[rounds // 2 :]) for some in seconds.values()]
-
-
-def measure(rounds: int) -> dict[str, list[float]]:
-    """Of each adapter, a median for each of SIZES."""
-    figures: dict[str, list[float]] = {}
-    kinds = adapters()
+    context = multiprocessing.get_context("spawn")
+    connections = {name: context.Pipe() for name in adapters()}
+    for name, (_, theirs) in connections.items():
+        context.Process(target=serve, args=(name, theirs), daemon=True).start()
+    figures: dict[str, list[float]] = {name: [] for name in connections}
     for size_name, size in SIZES.items():
-        body = multipart(size)
-        calls = {"the WSGI call alone": wsgi_call(body)}
-        calls.update({name: partial(by, event(body)) for name, (by, event) in kinds.items()})
-        for name, call in calls.items():
-            check(name, call(), size)
-        some = medians(calls, max(1, rounds // FEWER.get(size_name, 1)))
-        for name, figure in zip(calls, some):
-            figures.setdefault(name, []).append(figure)
+        count = max(2, turns // FEWER.get(size_name, 1))
+        seconds: dict[str, list[float]] = {name: [] for name in connections}
+        for turn in range(count):
+            for name, (ours, _) in connections.items():
+                ours.send((size, TURN))
+                some = ours.recv()
+                if turn >= count // 2:
+                    seconds[name] += some
+        for name, all_of_them in seconds.items():
+            figures[name].append(1000 * statistics.median(all_of_them))
     return figures
 
 
@@ -196,15 +208,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     text = "of 1 kB and of 100 kB; a fifth of 1 MB, a tenth of 5 MB (default: %(default)s)"
-    parser.add_argument("--rounds", type=int, default=600, help=text)
-    parser.add_argument("--processes", type=int, default=10, help="(default: %(default)s)")
-    options = parser.parse_args()
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        runs = pool.map(measure, [options.rounds] * options.processes, chunksize=1)
-    rows = []
-    for name in runs[0]:
-        columns = zip(*[run[name] for run in runs])
-        rows.append([name, *(f"{min(some):#.3g}".rstrip(".") for some in columns)])
+    parser.add_argument("--turns", type=int, default=400, help=text)
+    figures = measure(parser.parse_args().turns)
+    rows = [
+        [name, *(f"{figure:#.3g}".rstrip(".") for figure in of_it)]
+        for name, of_it in figures.items()
+    ]
     versions = [f"{package} {importlib.metadata.version(package)}" for package in PACKAGES]
     print(f"Python {platform.python_version()}, {', '.join(versions)}\n")
     print(table(["ms", *SIZES], rows))
