@@ -4,13 +4,14 @@ ARG MODEL
 ARG TAG=latest
 FROM ${REGISTRY}/${MODEL}:${TAG}
 
-# User and working directory stay those of the model, an entry point does not: SIGTERM must reach openwhisk.py.
+# User and working directory stay those of the model, entry point and stop signal do not: SIGTERM must reach openwhisk.py.
 COPY openwhisk.py ./
 ARG WSGI_APP
 ARG PREDICT_PATH
 ARG RESULT_LIMIT
 ENV PORT=8080 PYTHONUNBUFFERED=1 WSGI_APP=${WSGI_APP} PREDICT_PATH=${PREDICT_PATH} RESULT_LIMIT=${RESULT_LIMIT}
 EXPOSE 8080
+STOPSIGNAL SIGTERM
 ENTRYPOINT []
 CMD ["python", "openwhisk.py"]
 

@@ -163,8 +163,11 @@ build() { # model -> the rest of its row; its output goes to the log
     python=$(python_of "$base") || return
     {
         cat "$work/context/Dockerfile"
-        echo "CMD [\"$python\", \"openwhisk.py\"]"
-        if [ "$FORWARD" = 1 ]; then forward_to "$base" "$python" || return; fi
+        if [ "$FORWARD" = 1 ]; then
+            forward_to "$base" "$python" || return
+        else
+            echo "CMD [\"$python\", \"openwhisk.py\"$(script_of "$base")]"
+        fi
     } >"$file"
     tags=(-t "$image")
     [ -z "$VERSION" ] || tags+=(-t "$image:$VERSION" --build-arg "VERSION=$VERSION")
@@ -194,19 +197,38 @@ python_of() { # image -> what its Python is called; python may be a 2.7
     return 1
 }
 
+config() { # image, template
+    docker image inspect --format "$2" "$1"
+}
+
+command_of() { # image -> its command's words as JSON, with a comma before each
+    config "$1" '{{range .Config.Entrypoint}}, {{json .}}{{end}}{{range .Config.Cmd}}, {{json .}}{{end}}'
+}
+
+script_of() { # image -> the script that its Python runs, with its arguments, as `command_of`; or nothing
+    local command words shell='"-c", "(exec )?([A-Za-z0-9 ,._/=:@%+-]+)"$' python='python[0-9.]*"(, "-[A-Za-z]+")*(, "[^"-][^"]*\.py".*)$'
+    [ -z "$WSGI_APP" ] || return 0
+    command=$(command_of "$1")
+    if [[ $command =~ $shell ]]; then
+        read -r -a words <<<"${BASH_REMATCH[2]}"
+        printf -v command ', "%s"' "${words[@]}"
+    fi
+    if [[ $command =~ $python ]]; then echo "${BASH_REMATCH[2]}"; fi
+}
+
 forward_to() { # image, python -> the rest of a Dockerfile, in which forward.py starts the image's own server
-    local command port user
-    config() { docker image inspect --format "$1" "$base"; }
-    command=$(config '{{range .Config.Entrypoint}}, {{json .}}{{end}}{{range .Config.Cmd}}, {{json .}}{{end}}')
-    port=$UPSTREAM_PORT
+    local command port=$UPSTREAM_PORT user
+    command=$(command_of "$1")
     # shellcheck disable=SC2016  # they are the template's
-    [ -n "$port" ] || port=$(config '{{range $port, $_ := .Config.ExposedPorts}}{{$port}} {{end}}')
-    port=${port%/tcp } user=$(config '{{.Config.User}}')
+    [ -n "$port" ] || port=$(config "$1" '{{range $port, $_ := .Config.ExposedPorts}}{{$port}} {{end}}')
+    port=${port%/tcp } user=$(config "$1" '{{.Config.User}}')
     error="$base has neither CMD nor ENTRYPOINT"
     [ -n "$command" ] || return
     error="$base exposes ${port:-no port}: name its server's, UPSTREAM_PORT=8000"
     [[ $port =~ ^[0-9]+$ ]] || return
-    [ "$port" != 8080 ] || port=8081 # OpenWhisk's is 8080; a server that reads PORT listens elsewhere
+    if [ "$port" = 8080 ]; then # which is OpenWhisk's
+        port=8081 command=$(sed -E 's/(^|[^0-9])8080($|[^0-9])/\18081\2/g' <<<"$command")
+    fi
     cat <<END
 USER root
 RUN ["$2", "-c", "import importlib.util, os, subprocess, sys; importlib.util.find_spec('werkzeug') or sys.exit(subprocess.call([sys.executable, '-m', 'pip', 'install', '--no-cache-dir', 'werkzeug'], env={**os.environ, 'PIP_BREAK_SYSTEM_PACKAGES': '1'}))"]

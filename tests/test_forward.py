@@ -159,7 +159,7 @@ def port() -> int:
 @pytest.fixture
 def server(stack: str, port: int) -> Iterator[Process]:
     command = [sys.executable, "server.py", str(port)]
-    with running(forwarded(stack, "server", command, port, UPSTREAM_TIMEOUT="2")) as container:
+    with running(forwarded(stack, "server", command, port, UPSTREAM_TIMEOUT="10")) as container:
         assert container.post("/init", {"value": {}}).json == {"ok": True}
         yield container
 
@@ -313,7 +313,7 @@ class TestResponse:
     def test_should_end_a_server_that_hangs_halfway(self, server: Process) -> None:
         pid = told(server)["pid"]
         assert error_of(server.run(web("/stream-hangs")))[0] == 500
-        server.until("did not answer for 2 s, and is killed.", server.err)
+        server.until("did not answer for 10 s, and is killed.", server.err)
         assert told(server)["pid"] != pid
 
 
@@ -350,7 +350,7 @@ class TestServer:
         self, stack: str, port: int
     ) -> None:
         command = [sys.executable, "server.py", str(port)]
-        env = {"UPSTREAM_TIMEOUT": "5", "ONE_BY_ONE": "1"}
+        env = {"UPSTREAM_TIMEOUT": "20", "ONE_BY_ONE": "1"}
         with (
             running(forwarded(stack, "server", command, port, **env)) as container,
             concurrent.futures.ThreadPoolExecutor() as pool,
@@ -412,7 +412,7 @@ class TestServer:
             "import subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True).wait()"
         )
         command = [sys.executable, "-c", alone, sys.executable, "server.py", str(port)]
-        env = {"UPSTREAM_TIMEOUT": "2"}
+        env = {"UPSTREAM_TIMEOUT": "10"}
         with running(forwarded(stack, "server", command, port, **env)) as container:
             container.post("/init", {"value": {}})
             pid = told(container)["pid"]

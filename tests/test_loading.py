@@ -38,20 +38,6 @@ app = Flask(__name__)
 app.add_url_rule("/", view_func=lambda: os.environ.get("MY_KEY", "none"))
 app.run()
 """
-SCRIPT = """
-import argparse
-import flask
-import beside
-
-app = flask.Flask(__name__)
-app.add_url_rule("/", "name", lambda: flask.jsonify(name=name, debug=app.debug))
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog=beside.__name__)
-    parser.add_argument("--name")
-    name = parser.parse_args().name
-    app.run(port=5000, debug=True)
-"""
 
 
 class TestInit:
@@ -281,22 +267,19 @@ class TestApps:
         with running(start_container(sys.executable, tmp_path, FLASK_SKIP_DOTENV=skip)) as process:
             assert text_of(process.run(web("/"))) == ("none" if skip else "42")
 
-    @pytest.mark.parametrize("folder", ["", "src/"])
-    def test_should_be_that_of_any_script(self, stack: str, tmp_path: Path, folder: str) -> None:
+    @pytest.mark.parametrize("folder", ["", "script/"])
+    def test_should_be_that_of_any_script(self, stack: str, folder: str) -> None:
         """With its arguments, and with what is beside it."""
-        (tmp_path / folder).mkdir(exist_ok=True)
-        (tmp_path / folder / "serve.py").write_text(SCRIPT)
-        (tmp_path / folder / "beside.py").touch()
-        arguments = (folder + "serve.py", "--name=en")
-        with running(start_container(stack, tmp_path, *arguments)) as process:
-            assert process.post("/init", {"value": {}}).json == {"ok": True}
+        place = LIVE_APPS if folder else LIVE_APPS / "script"
+        arguments = (folder + "serve.py", "--model", "en")
+        with running(start_container(stack, place, *arguments)) as process:
             result = process.run(web("/"))
-            assert json.loads(text_of(result)) == {"name": "en", "debug": True}
+            assert json.loads(text_of(result)) == {"model": "en", "debug": True}
             for lines in (process.out, process.err):  # Flask's banner would tell of its own port
                 assert process.until(SENTINEL, lines) == SENTINEL + "\n"
-        with running(start_container(stack, tmp_path, "nowhere.py")) as process:
+        with running(start_container(stack, place, "nowhere.py")) as process:
             error = process.post("/init", {"value": {}}).json["error"]
-            assert f"nowhere.py in {tmp_path}: FileNotFoundError" in error
+            assert f"nowhere.py in {place}: FileNotFoundError" in error
 
     def test_should_be_named_though_its_module_runs_it(self, stack: str, tmp_path: Path) -> None:
         (tmp_path / "app.py").write_text(ENV_APP)

@@ -131,7 +131,7 @@ class TestSignals:
         ):
             half.sendall(b"POST /run HTTP/1.1\r\nContent-Length: 9")
             flask_app.popen.send_signal(signal.SIGTERM)
-            assert flask_app.popen.wait(timeout=5) == 0
+            assert flask_app.popen.wait(timeout=10) == 0
 
     def test_should_let_running_activations_finish(self, flask_app: Process) -> None:
         with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -139,7 +139,7 @@ class TestSignals:
             flask_app.until("asleep", flask_app.out)
             flask_app.popen.send_signal(signal.SIGTERM)
             assert text_of(run.result()) == "awake"
-        assert flask_app.popen.wait(timeout=5) == 0
+        assert flask_app.popen.wait(timeout=10) == 0
         with pytest.raises(ConnectionRefusedError):
             flask_app.request("GET", "/")
 
@@ -186,7 +186,7 @@ class TestSignals:
             process.until("asleep", process.out)
             process.popen.send_signal(number)
             assert text_of(run.result()) == "awake"
-            assert process.popen.wait(timeout=5) == 0
+            assert process.popen.wait(timeout=10) == 0
 
     def test_should_stop_while_loading(self, stack: str, tmp_path: Path) -> None:
         with running(
@@ -194,4 +194,4 @@ class TestSignals:
         ) as process:
             process.until("loading", process.out)
             process.popen.send_signal(signal.SIGTERM)
-            assert process.popen.wait(timeout=5) == 0
+            assert process.popen.wait(timeout=10) == 0

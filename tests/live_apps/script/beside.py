@@ -1,0 +1,3 @@
+"""What a script finds, as it is beside it."""
+
+DEFAULT = "nobody"
