@@ -1117,7 +1117,8 @@ class Model:
 
     def __init__(self) -> None:
         self.app: Any = None
-        self.error, self.loaded, self.has_ended = "", threading.Event(), False
+        self.error, self.script_has_ended = "", False
+        self.settled = threading.Event()  # it is loaded, or has failed
         self.waiting_apps: List[Tuple[threading.Thread, WSGIApp]] = []
 
     def load(self, wsgi_app: str, arm_signals: Callable[[], None]) -> None:
@@ -1149,7 +1150,7 @@ class Model:
         with contextlib.suppress(ImportError):  # what Flask's run() prints is wrong here
             importlib.import_module("flask.cli").show_server_banner = lambda *_: None  # type: ignore
         runpy.run_path(script, run_name="__main__")
-        self.has_ended = True
+        self.script_has_ended = True
         for thread in threading.enumerate():
             if not thread.daemon and thread is not threading.main_thread():
                 thread.join()
@@ -1191,32 +1192,33 @@ class Model:
 
     def use(self, app: Any) -> None:
         self.app = app
-        self.loaded.set()
+        self.settled.set()
 
     def search_main_thread(self) -> None:
         """For a script that waits for the thread which runs the app, or runs another server."""
         if threading.main_thread().ident not in sys._current_frames():
             self.error = PATCHED_THREADS
-            self.loaded.set()
+            self.settled.set()
             return
         frames = frames_of_main_thread()
         for frame in frames:
             for thread, app in self.waiting_apps:
                 is_awaited = function_of(frame) == "threading.join" and (
-                    thread is frame.f_locals["self"] or (self.has_ended and not thread.daemon)
+                    thread is frame.f_locals["self"]
+                    or (self.script_has_ended and not thread.daemon)
                 )
-                if is_awaited and not self.loaded.is_set():
+                if is_awaited and not self.settled.is_set():
                     self.use(app)
         server = server_of(frames)
         if server:
             self.error = OTHER_SERVER % server
-            self.loaded.set()
+            self.settled.set()
 
     def is_loaded(self) -> bool:
         """Whether it serves, as far as a look at the main thread tells."""
-        if not self.loaded.is_set():
+        if not self.settled.is_set():
             self.search_main_thread()
-        return self.loaded.is_set() and not self.error
+        return self.settled.is_set() and not self.error
 
     def wait(self, deadline: str) -> str:
         """Until a second before the deadline (milliseconds since 1970); returns what went wrong."""
@@ -1224,7 +1226,7 @@ class Model:
             left = int(deadline) / 1000 - 1 - time.time() if deadline else LOOK_SECONDS
             if left <= 0:
                 return TOO_SLOW % place_of_main_thread()
-            self.loaded.wait(min(left, LOOK_SECONDS))
+            self.settled.wait(min(left, LOOK_SECONDS))
         return self.error
 
 

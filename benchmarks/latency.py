@@ -189,7 +189,7 @@ def run():
     environ["wsgi.input"] = io.BytesIO(data)
     return b"".join(proxy(environ, lambda *_: None))
 def measure():
-    model.loaded.wait()
+    model.settled.wait()
     run()
     profile = cProfile.Profile()
     profile.runcall(lambda: [run() for _ in range({count})])
