@@ -318,6 +318,12 @@ class TestResult:
         for sent, status in ((etag, 204), ('"abc"', 204), ('"other"', 412)):
             assert flask_app.run(web("/versioned", "put", if_match=sent))["statusCode"] == status
 
+    def test_should_vary_by_the_encoding_once(self) -> None:
+        headers = [("Content-Type", "a/b"), ("Vary", "Cookie, Accept-encoding")]
+        result = openwhisk.result_of(("200 OK", headers, bytes(2000)), "gzip")
+        assert result["headers"]["Vary"] == "Cookie, Accept-encoding"
+        assert result["headers"]["Content-Encoding"] == "gzip"
+
     def test_should_not_be_compressed_if_it_is_a_part(self) -> None:
         part = [("Content-Type", "application/json"), ("Content-Range", "bytes 0-1999/4000")]
         result = openwhisk.result_of(("206 Partial Content", part, b" " * 2000), "gzip")
