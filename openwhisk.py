@@ -2,8 +2,8 @@
 
 OpenWhisk's controller turns a caller's HTTP request into a message, its invoker posts that to /run
 of a container, once for each activation, and the controller turns the result into the caller's HTTP
-response. Both are recorded in tests/recordings. Any other request to the port is the model's own
-HTTP, so the same image serves without OpenWhisk too.
+response. Messages and results are recorded in tests/recordings. Any other request to the port is
+the model's own HTTP, so the same image serves without OpenWhisk too.
 
 `main`, at the end, is where to begin; before it, a message's way to the model's app and back.
 Runs on Python 3.6 and newer, with the Flask and Werkzeug of the model's image.
@@ -63,7 +63,7 @@ SETTINGS: Dict[str, Tuple[str, Callable[[str], Any], str]] = {
     "BASE_PATH": ("", lambda text: True, "a path"),  # `base_path` ignores one that it can't take
     "CORS": ("", re.compile(ORIGINS).match, "app, * or origins like https://example.com"),
 }
-# An action may have these as parameters, too; one that is bound to it no caller can override.
+# An action may have these as parameters, too; what is bound to it no caller can override.
 BOUND = ("PREDICT_PATH", "BASE_PATH")
 BOUND_RAW = (*BOUND, "CORS")  # under --web raw, where no parameter is a caller's
 
@@ -135,7 +135,7 @@ BINARY = tuple(
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # https://www.rfc-editor.org/rfc/rfc9110#name-tokens
 PARAMETER = r'\s*;\s*{0}=(?:{0}|"(?:[^"\\]|\\.)*")'.format(TOKEN)
 CONTENT_TYPE = re.compile(r"\s*({0}/{0})((?:{1})*)[\s;]*\Z".format(TOKEN, PARAMETER))
-CHARSET = re.compile(r"\s*;\s*charset=[\"']?([^\"';\s]+)[\"']?", re.IGNORECASE)
+CHARSET = re.compile(r";\s*charset=[\"']?([^\"';\s]+)[\"']?", re.IGNORECASE)
 
 
 class MediaType(NamedTuple):
@@ -149,14 +149,16 @@ class MediaType(NamedTuple):
 
 @functools.lru_cache()
 def media_type(content_type: str) -> MediaType:
-    """Python's own charset utf-8-sig becomes utf-8, so that a byte order mark stays."""
+    """What the controller makes of it (tests/recordings/README.md)."""
     found = CONTENT_TYPE.match(content_type)
     if not found:
         return MediaType()
-    kind, charset = found.group(1).lower(), CHARSET.search(content_type)
+    kind, parameters = found.group(1).lower(), found.group(2)
+    charset = CHARSET.search(parameters)
+    # Python's own utf-8-sig would take a byte order mark away.
     name = charset.group(1).lower().replace("-sig", "") if charset else ""
-    has_parameters = CHARSET.sub("", found.group(2)) != ""
-    return MediaType(kind, name, is_text(kind, name), is_json(kind) and not has_parameters)
+    has_others = CHARSET.sub("", parameters).strip() != ""
+    return MediaType(kind, name, is_text(kind, name), is_json(kind) and not has_others)
 
 
 def is_json(kind: str) -> bool:
@@ -193,8 +195,8 @@ def checked(variables: Record) -> Dict[str, str]:
     """OpenWhisk's names, ids and times as texts; raises ValueError for what can be none."""
     texts = {name: str(value) for name, value in variables.items()}
     for name, text in texts.items():
-        is_text = type(variables[name]) in (int, str) and not CONTROL_CHARACTER.search(text)
-        if not is_text or len(text.encode()) > ID_BYTES:
+        is_line = type(variables[name]) in (int, str) and not CONTROL_CHARACTER.search(text)
+        if not is_line or len(text.encode()) > ID_BYTES:
             raise ValueError("%s is not a line of at most %d bytes" % (name, ID_BYTES))
         if name.lower().endswith("deadline") and not MILLISECONDS.match(text):
             raise ValueError("%s is not in milliseconds" % name)
@@ -221,7 +223,7 @@ LONG_BODY = re.compile(rb'"__ow_body": ?"')
 PLACEHOLDER = "the body is " + os.urandom(16).hex()
 
 # Segments that are neither empty nor dots, of what a browser doesn't take for something else.
-BASE_PATH = re.compile(r"((/(?!\.{1,2}(/|\Z))[^/\\?#%\s\0-\x1f\x7f]+)*)/?\Z")
+BASE_PATH_SHAPE = re.compile(r"((/(?!\.{1,2}(/|\Z))[^/\\?#%\s\0-\x1f\x7f]+)*)/?\Z")
 
 # X_A and X-A are one name in an environ. Before 2.3, when its datastructures became a package,
 # Werkzeug's server joined their values; since then it takes X-A, as nginx does.
@@ -350,7 +352,7 @@ def base_path(message: Record, settings: Dict[str, str]) -> str:
     for prefix in (headers.get("x-forwarded-prefix"), settings.get("BASE_PATH")):
         if prefix is not None:
             path = unquote(prefix.rpartition(",")[2].strip())
-            found = BASE_PATH.match(path)
+            found = BASE_PATH_SHAPE.match(path)
             if found:
                 return found.group(1)
             log("The base path %.200r is ignored: it should be like /models/ocr." % path)
@@ -386,7 +388,7 @@ def environ_key(header: str) -> str:
 def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     """The WSGI environ of a web action's POST /run (tests/recordings/requests.json).
 
-    Raises any Exception if the message is malformed.
+    Raises any Exception if the message is malformed; that of a long body only as the app reads it.
     """
     value = message["value"]
     headers = value.get("__ow_headers", {})
@@ -443,9 +445,6 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     environ["REMOTE_ADDR"] = headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
     if "HTTP_IF_MATCH" in environ:  # has an ETag which `compress` has made weak
         environ["HTTP_IF_MATCH"] = environ["HTTP_IF_MATCH"].replace('W/"', '"')
-    for name, key in IDS.items():
-        if name in message:
-            environ[key] = message[name]
     return environ
 
 
@@ -454,7 +453,7 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
 HeaderList = List[Tuple[str, str]]
 Response = Tuple[str, HeaderList, bytes]  # status, headers, body
 
-LIMIT = "web_action.result_limit"  # in the environ
+LIMIT_KEY = "web_action.result_limit"  # in the environ
 # An answer is collected up to so many times RESULT_LIMIT: gzip makes JSON smaller, but not by more.
 ANSWER_FACTOR = 32
 
@@ -480,12 +479,12 @@ def too_large(size: str, limit: int, or_gzip: str = "") -> NoAnswerError:
 def call(app: WSGIApp, environ: Record) -> Response:
     """The app's whole response, with all that https://peps.python.org/pep-3333/ allows an app.
 
-    Raises NoAnswerError as soon as it is too large for a result of the environ's LIMIT (bytes; 0
+    Raises NoAnswerError as soon as it is too large for a result of the environ's limit (bytes; 0
     or none: any size), and what the app raises.
     """
     started: List[Any] = []
     chunks: List[bytes] = []
-    limit = environ.get(LIMIT, 0)
+    limit = environ.get(LIMIT_KEY, 0)
     most = left = limit * ANSWER_FACTOR or sys.maxsize
 
     def write(data: bytes) -> None:
@@ -564,16 +563,13 @@ json_parts = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
 Fields = Dict[str, List[str]]  # by a header's name in lower case: its name, and its texts
 
 
-NO_CORS = ("", "app")  # settings that leave it to the controller, or to the model
-
-
 def with_headers(result: Record, extra: Record) -> Record:
-    """The result, with more headers; changes it."""
-    for name, text in extra.items():
+    """The result, with more headers, of which one of an invocation without HTTP has none."""
+    if extra:
         headers = result.get("error", result)["headers"]
-        if name == "Vary" and name in headers:
-            headers["vary"] = headers.pop(name)  # one more header of that name
-        headers[name] = text
+        if "Vary" in headers:
+            headers["vary"] = headers.pop("Vary")  # two of one header are two of its names in JSON
+        headers.update(extra)
     return result
 
 
@@ -605,6 +601,8 @@ def result_of(
         sentence = "The model answered with status %d, which OpenWhisk does not pass on."
         raise NoAnswerError(500, sentence % status)
     if body and status < 400 and not is_accepted(fields, accept):
+        # Instead of the controller's 406 it is named as the caller wants it, whatever it is, and a
+        # redirect goes without its body.
         body = body if status < 300 else b""
         fields["content-type"] = named_type(fields, accept)
     if "gzip" in accept_encoding and parse_accept_header(accept_encoding)["gzip"]:
@@ -617,6 +615,9 @@ def result_of(
     if isinstance(content, bytes):
         result["body"] = binascii.b2a_base64(content, newline=False).decode()
     return {"error": result}
+
+
+NO_CORS = ("", "app")  # settings that leave it to the controller, or to the model
 
 
 def cors_headers(cors: str, environ: Record) -> Record:
@@ -638,17 +639,19 @@ def cors_headers(cors: str, environ: Record) -> Record:
 
 # Of a URL what stands before its path, if that is there, and the host, if that is.
 BEFORE_PATH = re.compile(r"(?:https?://([^/?#]*))?(?=/)(?!//)")
+DEFAULT_PORT = re.compile(r":(80|443)\Z")  # which Werkzeug leaves out
 COOKIE_PATH = re.compile(r"(;\s*path=)(/[^;\s]+)", re.IGNORECASE)
 
 
 def with_base(headers: HeaderList, environ: Record) -> HeaderList:
-    """Redirects and cookies stay below the web action, though the app has left out SCRIPT_NAME."""
-    base = quoted(environ["SCRIPT_NAME"])
+    """Redirects, and cookies for a folder, that stay below the web action though the app has left
+    out SCRIPT_NAME."""
+    base, host = quoted(environ["SCRIPT_NAME"]), environ["HTTP_HOST"]
     texts = []
     for name, text in headers:
         if name.lower() == "location":
             found = BEFORE_PATH.match(text)
-            if found and found.group(1) in (None, environ["HTTP_HOST"]):
+            if found and found.group(1) in (None, host, DEFAULT_PORT.sub("", host)):
                 text = text[: found.end()] + below_base(text[found.end() :], base)
         elif name.lower() == "set-cookie":
             text = COOKIE_PATH.sub(lambda found: found[1] + below_base(found[2], base), text)
@@ -698,12 +701,17 @@ def named_type(fields: Fields, accept: str) -> List[str]:
     return fields.get("content-type", ["Content-Type", "application/octet-stream"])
 
 
+def is_blank(body: bytes) -> bool:
+    """As `Proxy.respond` makes it for a HEAD."""
+    return body.isspace()
+
+
 def gzip_pays(fields: Fields, body: bytes) -> bool:
     """Whether gzip makes it much smaller, and the controller can carry it then."""
     media = media_type(first(fields, "content-type"))
     is_utf8_json = media.is_json and media.charset in UTF_8
     carried = not media.is_text or is_utf8_json or "javascript" in media.kind
-    if not carried or "content-encoding" in fields or "content-range" in fields or body.isspace():
+    if not carried or "content-encoding" in fields or "content-range" in fields or is_blank(body):
         return False
     sample = body[:16384]
     return len(body) >= GZIP_BYTES and len(zlib.compress(sample, 1)) <= GZIP_PART * len(sample)
@@ -757,8 +765,8 @@ def encode_body(fields: Fields, body: bytes) -> Union[str, bytes]:
 
 
 def as_binary(fields: Fields, body: bytes) -> bytes:
-    """The body, with a Content-Type that is not text for the controller."""
-    content_type = CHARSET.sub("", first(fields, "content-type"))
+    """The body, with a Content-Type of which the controller takes base64."""
+    content_type = CHARSET.sub("", first(fields, "content-type")).rstrip()
     if not media_type(content_type).kind:
         content_type = "application/octet-stream"
     fields.setdefault("content-type", ["Content-Type"])[1:] = [content_type]
@@ -767,7 +775,7 @@ def as_binary(fields: Fields, body: bytes) -> bytes:
 
 def unpacked(body: bytes, encoding: str) -> bytes:
     """Text that the app packed, which the controller can't carry. Raises NoAnswerError."""
-    if body.isspace():  # as `Proxy.respond` makes it for a HEAD
+    if is_blank(body):
         return body
     try:
         if encoding in ("gzip", "x-gzip"):
@@ -848,10 +856,6 @@ class Log(io.FileIO):
             os.write(self.descriptor, b"\n" * self.open_line + lines)
             self.open_line = False
 
-    def put_traceback(self) -> None:
-        """Of the exception that is being handled."""
-        self.put(traceback.format_exc().encode("utf-8", "replace"))
-
     def end(self, stream: Any) -> None:
         """Ends the activation's log, after what a stream holds back that the model has wrapped."""
         with contextlib.suppress(Exception):
@@ -862,10 +866,9 @@ class Log(io.FileIO):
 STDOUT, STDERR = Log(1), Log(2)
 
 
-def log(sentence: str) -> None:
-    """On stderr, unless the model has closed it."""
-    with contextlib.suppress(Exception):
-        print(sentence, file=sys.stderr)
+def log(text: str) -> None:
+    """On stderr."""
+    STDERR.put(text.rstrip().encode("utf-8", "backslashreplace") + b"\n")
 
 
 # ---- The HTTP server ----
@@ -959,7 +962,7 @@ class Proxy:
             size, pieces = serialize(with_headers(result, extra), self.limit)
         except BaseException as error:  # sys.exit(), too
             if not isinstance(error, NoAnswerError):
-                STDERR.put_traceback()
+                log(traceback.format_exc())
                 error = NoAnswerError(500, "The request failed; the log says why.")
             result = with_headers(failure(error), extra)
             size, pieces = serialize(result)
@@ -978,7 +981,7 @@ class Proxy:
         return parse(request["wsgi.input"].read(max(0, size)))
 
     def init(self, request: Record) -> Record:
-        """Takes over the platform's part of the environment, and waits for the model."""
+        """Waits for the model, and takes over the platform's part of the environment."""
         try:
             env = self.message(request)["value"].get("env", {})
             variables = checked({name: env[name] for name in env if OW_NAME.match(name)})
@@ -1004,11 +1007,13 @@ class Proxy:
             environ = environ_of(message, settings)
         except Exception as error:
             raise malformed(error) from error
+        environ.update({IDS[name]: text for name, text in ids.items()})
         export({"__OW_" + name.upper(): text for name, text in ids.items()})
         return Activation(value, environ, "" if is_plain else settings["CORS"], is_plain)
 
     def run(self, activation: Activation) -> Record:
-        """environ -> app -> result; preflights and calls that come too early do not reach the app.
+        """environ -> app -> result. What does not reach the app: a preflight that CORS answers, and
+        what comes before the model is loaded, or though it has failed.
 
         Raises NoAnswerError, and what the app raises.
         """
@@ -1016,7 +1021,7 @@ class Proxy:
         is_preflight = method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
         if is_preflight and activation.cors not in NO_CORS:
             return {"statusCode": 204, "headers": {}, "body": ""}
-        failed = self.model.wait(str(environ.get(IDS["deadline"], "")))
+        failed = self.model.wait(environ.get(IDS["deadline"], ""))
         if failed:
             log(failed)
             raise NoAnswerError(503, NOT_LOADED)
@@ -1026,7 +1031,7 @@ class Proxy:
 
     def web_result(self, activation: Activation) -> Record:
         """Of the app's answer; but a browser at the bare URL sees Swagger UI if GET has none."""
-        value, environ, cors, _ = activation
+        value, environ = activation.value, activation.environ
         status, headers, body = self.respond(environ)
         is_bare = value["__ow_method"] == "get" and not value.get("__ow_path")
         accept = environ.get("HTTP_ACCEPT", "")
@@ -1036,29 +1041,32 @@ class Proxy:
                 return result_of(("302 Found", [("Location", base + "/")], b""))
             status, headers, body = self.call({**environ, "PATH_INFO": "/"})
         encoding = value.get("__ow_headers", {}).get("accept-encoding", "")
-        return result_of((status, with_base(headers, environ), body), encoding, cors, accept)
+        return result_of(
+            (status, with_base(headers, environ), body), encoding, activation.cors, accept
+        )
 
     def respond(self, environ: Record) -> Response:
-        """The app's answer; to a HEAD one as long as to a GET, as the controller leaves out what
-        the body is, and takes the Content-Length from it."""
+        """The app's answer; to a HEAD with a body as long as a GET's, as the controller takes the
+        Content-Length from that."""
+        is_head = environ["REQUEST_METHOD"] == "HEAD"
+        as_get = {**environ, "REQUEST_METHOD": "GET"} if is_head else environ
         if environ["PATH_INFO"].endswith(".json"):
-            return self.schema(environ)
+            return self.schema(as_get)
         status, headers, body = self.call(environ)
-        if environ["REQUEST_METHOD"] != "HEAD":
+        if not is_head:
             return status, headers, body
         texts = {name.lower(): text for name, text in headers}
         length = texts.get("content-length", "")
         size = int(length) if length.isdecimal() else -1
         charset = media_type(texts.get("content-type", "")).charset
         if size < 0 or size * 2 > self.limit or charset not in UTF_8:  # its length is to be found
-            return self.call({**environ, "REQUEST_METHOD": "GET"})
+            return self.call(as_get)
         return status, headers, b" " * size
 
     def schema(self, environ: Record) -> Response:
         """Swagger UI's, with the basePath that the model has for this caller."""
         base, path = quoted(environ["SCRIPT_NAME"]), quoted(environ["PATH_INFO"])
-        method = environ["REQUEST_METHOD"].replace("HEAD", "GET")  # its length depends on the base
-        status, headers, body = self.call({**environ, "REQUEST_METHOD": method})
+        status, headers, body = self.call(environ)
         folder, _, name = path.rpartition("/")
         is_swagger_2 = SWAGGER_2.search(body)
         found = SWAGGER_BASE.search(body) if is_swagger_2 or name == "swagger.json" else None
@@ -1072,8 +1080,8 @@ class Proxy:
         return status, headers, body
 
     def call(self, environ: Record) -> Response:
-        """Of a copy, as an app may change its environ."""
-        return call(self.model.app, {**environ, LIMIT: self.limit})
+        """With the limit, and a copy, as an app may change its environ."""
+        return call(self.model.app, {**environ, LIMIT_KEY: self.limit})
 
 
 # ---- The life cycle ----
@@ -1136,7 +1144,7 @@ class Model:
             else:
                 self.run_script(os.path.abspath(sys.argv[0]))
         except BaseException as error:
-            STDERR.put_traceback()
+            log(traceback.format_exc())
             sentence = "The model failed to load from %s: %s: %s"
             self.error = sentence % (source, type(error).__name__, error)
             server = server_of(frame for frame, _ in traceback.walk_tb(error.__traceback__))
@@ -1186,33 +1194,32 @@ class Model:
             self.waiting_apps.append((thread, app))
         while True:
             with contextlib.suppress(BaseException):  # what a signal handler of the model raises
+                if is_main:
+                    self.arm_signals()
                 wait(SIGNAL_SECONDS)
-            if is_main:
-                self.arm_signals()
 
     def use(self, app: Any) -> None:
         self.app = app
         self.settled.set()
 
+    def fail(self, error: str) -> None:
+        self.error = error
+        self.settled.set()
+
     def search_main_thread(self) -> None:
         """For a script that waits for the thread which runs the app, or runs another server."""
         if threading.main_thread().ident not in sys._current_frames():
-            self.error = PATCHED_THREADS
-            self.settled.set()
+            self.fail(PATCHED_THREADS)
             return
         frames = frames_of_main_thread()
-        for frame in frames:
-            for thread, app in self.waiting_apps:
-                is_awaited = function_of(frame) == "threading.join" and (
-                    thread is frame.f_locals["self"]
-                    or (self.script_has_ended and not thread.daemon)
-                )
-                if is_awaited and not self.settled.is_set():
-                    self.use(app)
+        joined = [some.f_locals["self"] for some in frames if function_of(some) == "threading.join"]
+        for thread, app in self.waiting_apps:
+            if thread in joined or (self.script_has_ended and not thread.daemon):
+                self.use(app)
+                return
         server = server_of(frames)
         if server:
-            self.error = OTHER_SERVER % server
-            self.settled.set()
+            self.fail(OTHER_SERVER % server)
 
     def is_loaded(self) -> bool:
         """Whether it serves, as far as a look at the main thread tells."""
@@ -1299,11 +1306,11 @@ def stop_on_signals(server: serving.BaseWSGIServer) -> Callable[[], None]:
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    fork = os.fork
+    fork = os.fork  # that of Python 3.6 is replaced
     block = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, STOPS)
     unblock = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOPS)
 
-    def stop(number: int, _: Any) -> None:
+    def stop(number: int, _: Any) -> None:  # an event loop may have taken the wakeup descriptor
         os.write(writer, bytes([number]))
 
     def arm() -> None:
@@ -1344,7 +1351,7 @@ def stop_on_signals(server: serving.BaseWSGIServer) -> Callable[[], None]:
         at_exit.join(max(EXIT_SECONDS, last - time.time()))
         os._exit(0)  # pragma: no cover, as coverage has ended
 
-    for number in STOPS:
+    for number in STOPS:  # whatever this Python was started with
         signal.signal(number, stop)
     arm()
     if hasattr(os, "register_at_fork"):

@@ -717,6 +717,7 @@ class TestBasePath:
             ("http://host/login", "/ocr", "http://host/ocr/login"),
             ("http://host/ocr/login", "/ocr", "http://host/ocr/login"),
             ("http://other/login", "/ocr", "http://other/login"),
+            ("https://default/login", "/ocr", "https://default/ocr/login"),
             ("//other/login", "/ocr", "//other/login"),
             ("login", "/ocr", "login"),
             ("../", "/ocr", "../"),
@@ -728,7 +729,8 @@ class TestBasePath:
     ) -> None:
         query = answering(302, [*JSON, ["Location", location]])
         for method in ("get", "head", "post"):
-            value = web("/x", method, query=query, host="host", x_forwarded_prefix=base)
+            host = "default:443" if "default" in location else "host"
+            value = web("/x", method, query=query, host=host, x_forwarded_prefix=base)
             assert recorder.run(value)["headers"]["Location"] == expected
 
     @pytest.mark.parametrize(
