@@ -563,13 +563,29 @@ def collapse_dots(path: str) -> str:
     return "/".join(kept)
 
 
+# A byte that UTF-8 begins a character with, and as many bytes as are to follow.
+CHARACTER = re.compile(rb"[\xc0-\xdf].?|[\xe0-\xef].{0,2}|[\xf0-\xf7].{0,3}|[\x80-\xff]", re.DOTALL)
+
+
 def decode_header(text: str) -> str:
-    """A header's value, which is UTF-8; raises ConnectionError for other bytes, as the controller
-    hangs up on them."""
-    try:
-        return text.encode("latin-1").decode()
-    except UnicodeError:
-        raise ConnectionResetError from None
+    """A header's value, which is UTF-8; of other bytes, if they could begin a character, U+FF00 and
+    the byte.
+
+    Raises MalformedError for those that could not.
+    """
+
+    def character(found: re.Match[bytes]) -> bytes:
+        data: bytes = found[0]
+        if not 0xC0 <= data[0] <= 0xF7:
+            name = chr(data[0]) if data[0] > 0x9F else f"\\u{data[0]:04x}"
+            raise MalformedError(f"Illegal character '{name}' in header value")
+        try:
+            data.decode()
+        except UnicodeDecodeError:
+            data = "".join(chr(0xFF00 + one if one > 0x7F else one) for one in data).encode()
+        return data
+
+    return CHARACTER.sub(character, text.encode("latin-1")).decode()
 
 
 def parse_query(query: str) -> list[tuple[str, str | None]]:

@@ -185,6 +185,8 @@ MALFORMED = {
         ("Transfer-Encoding", "chunked"),
     ],
     "Illegal character in chunk start": [("Transfer-Encoding", "chunked")],
+    "Illegal character 'ÿ' in header value": [("X-A", "a\xff")],
+    "Illegal character '\\u0080' in header value": [("X-A", "\x80")],
 }
 
 
@@ -666,3 +668,19 @@ def test_bytes_of_any_kind_reach_a_raw_action(action: int) -> None:
     )
     assert chunked.status == 204
     assert base64.b64decode(Container.message["value"]["__ow_body"]) == b"\0\xff"
+
+
+@pytest.mark.parametrize(
+    ("sent", "received"),
+    [
+        ("é".encode(), "é"),
+        (b"caf\xe9 x", "caf\uffe9 x"),
+        (b"a\xe9\xc3\xa9b", "a\uffe9\uffc3\uffa9b"),
+        (b"\xf0\x9fxyz \xc0\x80", "\ufff0\uff9fxyz \uffc0\uff80"),
+    ],
+)
+def test_bytes_of_a_header_are_utf_8_or_characters_of_their_own(
+    action: int, sent: bytes, received: str
+) -> None:
+    assert request(action, "GET", BASE, None, {"X-A": sent.decode("latin-1")}).status == 204
+    assert Container.message["value"]["__ow_headers"]["x-a"] == received

@@ -168,6 +168,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "/seen/x",
         {"headers": {"User-Agent": "curl/8.0", "X-One": "é".encode().decode("latin-1")}},
     ),
+    "headers that are not UTF-8": (
+        "/seen/x",
+        {
+            "headers": {
+                "X-One": "caf\xe9 au lait",
+                "X-Two": "\xe9\xe8 \xc3\xa9 \xc3x",
+                "X-Three": "a",
+            }
+        },
+    ),
     "query and form": ("/seen/x?a=1&b=%26", {}),
     **{
         f"body of {kind}": (

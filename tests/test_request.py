@@ -112,6 +112,22 @@ class TestRun:
         seen = json.loads(text_of(recorder.run(web("/x", x_a="\ufffd\r\nConnection: close"))))
         assert seen["HTTP_X_A"] == "\ufffd".encode().decode("latin-1")
 
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("caf\uffe9 x", b"caf\xe9 x"),
+            ("\uffe9\uffe8 é", b"\xe9\xe8 \xc3\xa9"),
+            ("\ufff0\uff9fxy \uffed\uffa0\uff80", b"\xf0\x9fxy \xed\xa0\x80"),
+            ("\uff80\uff81 日本", "\uff80\uff81 日本".encode()),
+        ],
+    )
+    def test_should_have_the_bytes_of_a_header(
+        self, recorder: Process, text: str, expected: bytes
+    ) -> None:
+        """The controller does not carry those that are not UTF-8."""
+        seen = json.loads(text_of(recorder.run(web("/x", x_a=text))))
+        assert seen["HTTP_X_A"].encode("latin-1") == expected
+
     def test_should_not_know_the_client_without_a_proxy(self, recorder: Process) -> None:
         assert json.loads(text_of(recorder.run(web("/x"))))["REMOTE_ADDR"] == ""
 
