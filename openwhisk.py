@@ -374,8 +374,8 @@ def wsgi_text(text: str) -> str:
     return text if is_ascii(text) else text.encode("utf-8", "replace").decode("latin-1")
 
 
-# Of bytes that are not UTF-8 the controller makes these characters, U+FFE9 of 0xE9, and may take the
-# next line along (tests/recordings/README.md).
+# What the controller makes of bytes that are not UTF-8, U+FFE9 of 0xE9; it may take the next line
+# along (tests/recordings/README.md).
 NOT_UTF_8 = re.compile("([\uffc0-\ufff7][\uff80-\uffff]*)")
 
 
