@@ -577,7 +577,7 @@ Fields = Dict[str, List[str]]  # by a header's name in lower case: its name, and
 
 
 def with_headers(result: Record, extra: Record) -> Record:
-    """The result, with more headers, of which one of an invocation without HTTP has none."""
+    """The result, with more headers; changes it. One of an invocation without HTTP gets none."""
     if extra:
         headers = result.get("error", result)["headers"]
         if "Vary" in headers:

@@ -188,6 +188,7 @@ def measure(turns: int) -> dict[str, list[float]]:
     connections = {name: context.Pipe() for name in adapters()}
     for name, (_, theirs) in connections.items():
         context.Process(target=serve, args=(name, theirs), daemon=True).start()
+        theirs.close()  # so that the end of the process is one of the pipe
     figures: dict[str, list[float]] = {name: [] for name in connections}
     for size_name, size in SIZES.items():
         count = max(2, turns // FEWER.get(size_name, 1))
@@ -208,7 +209,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     text = "of 1 kB and of 100 kB; a fifth of 1 MB, a tenth of 5 MB (default: %(default)s)"
-    parser.add_argument("--turns", type=int, default=400, help=text)
+    parser.add_argument("--turns", type=int, default=200, help=text)
     figures = measure(parser.parse_args().turns)
     rows = [
         [name, *(f"{figure:#.3g}".rstrip(".") for figure in of_it)]

@@ -241,12 +241,13 @@ def cookies() -> Any:
     response = jsonify(request.cookies)
     response.set_cookie("a", "1")
     response.set_cookie("b", "2", httponly=True)
+    response.set_cookie("c", "3", path="/model")
     return response
 
 
 @app.route("/redirect")
 def redirected() -> Any:
-    return redirect(url_for("range_of_bytes", part=1))
+    return redirect(request.args.get("to") or url_for("range_of_bytes", part=1))
 
 
 @app.route("/range")
