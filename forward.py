@@ -113,6 +113,7 @@ class Server:
         self.connections = Connections(port, timeout)
         self.outputs: List[Output] = []
         self.process: Any = None
+        self.end_is_told = False
         atexit.register(self.stop)
         self.ensure()
 
@@ -127,7 +128,7 @@ class Server:
             try:
                 process.wait(END_SECONDS)
             except subprocess.TimeoutExpired:  # it outlives the server that it has started
-                log("%s no longer listens, and is killed." % self.name())
+                self.tell_end("%s no longer listens, and is killed" % self.name())
                 kill(process)
             self.ensure()
             connection.connect()
@@ -140,12 +141,14 @@ class Server:
             if self.process and self.process.poll() is None:
                 return
             if self.process:
-                log(self.end() + ".")
+                if not self.end_is_told:
+                    self.tell_end(self.end())
                 kill(self.process)
             self.start()
 
     def start(self) -> None:
         log("Starting %s, which is to listen on port %d." % (self.name(), self.port))
+        self.end_is_told = False
         self.process = subprocess.Popen(
             self.command,
             env={**os.environ, "PORT": str(self.port), MARK: str(os.getpid())},
@@ -183,13 +186,18 @@ class Server:
             how = "was ended by " + names.get(-status, "signal %d" % -status)
         return "%s %s" % (self.name(), how)
 
+    def tell_end(self, sentence: str) -> None:
+        log(sentence + ".")
+        self.end_is_told = True
+
     def failed(self, error: Exception) -> str:
         """Logs why there is no answer; returns a sentence for the caller."""
         if isinstance(error, StartError):
-            log("%s." % error)
+            self.tell_end(str(error))
             return "The model's server does not start; the log says why."
         if isinstance(error, socket.timeout):
-            log("%s did not answer for %d s, and is killed." % (self.name(), self.timeout))
+            sentence = "%s did not answer for %d s, and is killed"
+            self.tell_end(sentence % (self.name(), self.timeout))
             kill(self.process)
             return "The model's server did not answer in time."
         try:
@@ -198,7 +206,7 @@ class Server:
             log("%s gave no answer: %s." % (self.name(), error))
             return "The model's server closed the connection without an answer."
         self.copy()
-        log(self.end() + ".")
+        self.tell_end(self.end())
         return "The model's server has ended; the log says how."
 
     def copy(self) -> None:
@@ -223,10 +231,11 @@ def belonging_to(process: Any) -> List[int]:
     mark, found = ("%s=%d" % (MARK, os.getpid())).encode(), []
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            with open("/proc/%s/stat" % pid) as stat, open("/proc/%s/environ" % pid, "rb") as file:
-                state, _, group = stat.read().rpartition(")")[2].split()[:3]
+            with open("/proc/%s/stat" % pid, "rb") as file:
+                state, _, group = file.read().rpartition(b")")[2].split()[:3]
+            with open("/proc/%s/environ" % pid, "rb") as file:
                 is_marked = mark in file.read().split(b"\0")
-            if state != "Z" and (is_marked or int(group) == process.pid):
+            if state != b"Z" and (is_marked or int(group) == process.pid):
                 found.append(int(pid))
     return found
 

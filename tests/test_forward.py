@@ -345,6 +345,7 @@ class TestServer:
         assert error_of(server.run(web(path))) == (502, sentence)
         assert how in server.until(how, server.err)
         assert told(server)["pid"] != pid
+        assert how not in server.until("Starting", server.err)
 
     def test_should_serve_one_connection_at_a_time_if_it_can_no_more(
         self, stack: str, port: int
