@@ -309,7 +309,7 @@ class WebAction:
         body = body_of(environ)
         if len(body) > LIMIT:
             raise RefusedError(413, f"Request larger than allowed: {len(body)} > {LIMIT} bytes.")
-        headers = {name.lower(): decode_header(text) for name, text in environ["devserver.headers"]}
+        headers = decoded(environ["devserver.headers"])
         is_model = action == self.path  # and not its results
         own_cors = self.custom_options and is_model
         allowed = headers.get("access-control-request-headers", CORS_HEADERS)
@@ -565,6 +565,31 @@ def collapse_dots(path: str) -> str:
 
 # A byte that UTF-8 begins a character with, and as many bytes as are to follow.
 CHARACTER = re.compile(rb"[\xc0-\xdf].?|[\xe0-\xef].{0,2}|[\xf0-\xf7].{0,3}|[\x80-\xff]", re.DOTALL)
+
+
+CUT_SHORT = re.compile(rb"[\xe0-\xf7]|[\xf0-\xf7].", re.DOTALL)  # by two bytes or more
+
+
+def decoded(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """By their names in lower case. One whose last character is cut short takes its line end and
+    the next line along.
+
+    Raises ConnectionResetError if that is the last: the controller waits for more.
+    """
+    found, lines = {}, iter(headers)
+    for name, text in lines:
+        while takes_line_end(text):
+            following = next(lines, None)
+            if not following:
+                raise ConnectionResetError
+            text += "\r\n" + ": ".join(following)
+        found[name.lower()] = decode_header(text)
+    return found
+
+
+def takes_line_end(text: str) -> bool:
+    characters = CHARACTER.findall(text.encode("latin-1"))
+    return bool(characters and CUT_SHORT.fullmatch(characters[-1]))
 
 
 def decode_header(text: str) -> str:

@@ -684,3 +684,17 @@ def test_bytes_of_a_header_are_utf_8_or_characters_of_their_own(
 ) -> None:
     assert request(action, "GET", BASE, None, {"X-A": sent.decode("latin-1")}).status == 204
     assert Container.message["value"]["__ow_headers"]["x-a"] == received
+
+
+@pytest.mark.parametrize("sent", ["caf\xe9", "\xf0", "\xf0\x9f", "\xe9\xe9\xe9\xe9"])
+def test_a_header_whose_last_character_is_cut_short_takes_the_next_along(
+    action: int, sent: str
+) -> None:
+    headers = [("X-A", sent), ("X-B", "after"), ("X-C", "\xe9\xe9\xe9")]
+    assert request(action, "GET", BASE, None, headers).status == 204
+    seen = Container.message["value"]["__ow_headers"]
+    expected = "".join(
+        character if character < "\x80" else chr(ord(character) + 0xFF00) for character in sent
+    )
+    assert seen["x-a"] == expected + "\r\nX-B: after"
+    assert "x-b" not in seen and seen["x-c"] == "\uffe9\uffe9\uffe9"
