@@ -339,7 +339,9 @@ class TestBuild:
         done = self.build("-u", f"{registry}/me", "-r", "others", "--check", "/", name)
         assert done.returncode == 0, done
         container, port = start(f"{registry}/me/{name}")
-        assert request(port, "GET", "/").json == {"model": "en", "debug": True}
+        with web_action(port) as web_port:
+            answer = request(web_port, "GET", BASE + "/")
+        assert answer.json == {"model": "en", "debug": True}
         run("docker", "stop", container)
         assert run("docker", "inspect", "--format", "{{.State.ExitCode}}", container) == "0\n"
         run("docker", "rm", container)
