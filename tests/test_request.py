@@ -419,6 +419,14 @@ class TestMessage:
         assert ("error" in result) == (digits > 4300)
         assert digits < 4301 or "a number has over 4300 digits" in result["error"]["body"]
 
+    @pytest.mark.stacks(2)
+    def test_should_have_no_type_that_takes_long_to_read(self, recorder: Process) -> None:
+        """A regular expression that backtracks takes minutes."""
+        kind = f'text/plain; a="{" " * 200_000}"'
+        value = web("/x", "post", "text", content_type=kind)
+        seen = json.loads(text_of(recorder.run(value)))
+        assert seen["CONTENT_TYPE"] == kind
+
     @pytest.mark.parametrize(
         ("name", "text", "words"),
         [
