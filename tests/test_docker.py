@@ -286,7 +286,7 @@ class TestBuild:
                 assert process.popen.poll() is None
                 time.sleep(0.05)
             process.popen.send_signal(number)
-            assert process.popen.wait(timeout=10) == 128 + number
+            assert process.popen.wait(timeout=30) == 128 + number
         assert run("docker", "ps", "-aq", "--filter", "label=build") == ""
         deadline = time.monotonic() + 30
         while run("docker", "ps", "-aq"):  # the engine ends its own of a build a moment later
