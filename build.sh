@@ -206,14 +206,15 @@ command_of() { # image -> its command's words as JSON, with a comma before each
 }
 
 script_of() { # image -> the script that its Python runs, with its arguments, as `command_of`; or nothing
-    local command words shell='"-c", "(exec )?([A-Za-z0-9 ,._/=:@%+-]+)"$' python='python[0-9.]*"(, "-[A-Za-z]+")*(, "[^"-][^"]*\.py".*)$'
+    local command words shell='"-c", "(exec )?([A-Za-z0-9 ,._/=:@%+-]+)"$' init='(, "[^"]*(tini|dumb-init)"(, "-[^"]*")*)?' python
+    python="^$init"', "([^"]*/)?python[0-9.]*"(, "-[A-Zabd-ln-z]+")*(, "[^"-][^"]*\.py".*)$'
     [ -z "$WSGI_APP" ] || return 0
     command=$(command_of "$1")
     if [[ $command =~ $shell ]]; then
         read -r -a words <<<"${BASH_REMATCH[2]}"
         printf -v command ', "%s"' "${words[@]}"
     fi
-    if [[ $command =~ $python ]]; then echo "${BASH_REMATCH[2]}"; fi
+    if [[ $command =~ $python ]]; then echo "${BASH_REMATCH[6]}"; fi
 }
 
 forward_to() { # image, python -> the rest of a Dockerfile, in which forward.py starts the image's own server
@@ -227,7 +228,7 @@ forward_to() { # image, python -> the rest of a Dockerfile, in which forward.py 
     error="$base exposes ${port:-no port}: name its server's, UPSTREAM_PORT=8000"
     [[ $port =~ ^[0-9]+$ ]] || return
     if [ "$port" = 8080 ]; then # which is OpenWhisk's
-        port=8081 command=$(sed -E 's/(^|[^0-9])8080($|[^0-9])/\18081\2/g' <<<"$command")
+        port=8081 command=$(sed -E ':a; s/(^|[^0-9])8080($|[^0-9])/\18081\2/; ta' <<<"$command")
     fi
     cat <<END
 USER root

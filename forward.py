@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 Environ = Dict[str, Any]
 Headers = List[Tuple[str, str]]
@@ -113,7 +113,7 @@ class Server:
         self.connections = Connections(port, timeout)
         self.outputs: List[Output] = []
         self.process: Any = None
-        self.end_is_told = False
+        self.end_is_told, self.starts = False, 0
         atexit.register(self.stop)
         self.ensure()
 
@@ -149,14 +149,18 @@ class Server:
     def start(self) -> None:
         log("Starting %s, which is to listen on port %d." % (self.name(), self.port))
         self.end_is_told = False
-        self.process = subprocess.Popen(
+        self.starts += 1
+        mark = "%d.%d" % (os.getpid(), self.starts)
+        process: Any = subprocess.Popen(
             self.command,
-            env={**os.environ, "PORT": str(self.port), MARK: str(os.getpid())},
+            env={**os.environ, "PORT": str(self.port), MARK: mark},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # a group of its own
         )
+        process.mark = ("%s=%s" % (MARK, mark)).encode()
+        self.process = process
         self.outputs = [
             Output(self.process.stdout, "stdout"),
             Output(self.process.stderr, "stderr"),
@@ -228,14 +232,18 @@ class Server:
 
 def belonging_to(process: Any) -> List[int]:
     """The processes that run of what the command has started, which may end before them."""
-    mark, found = ("%s=%d" % (MARK, os.getpid())).encode(), []
+    found = []
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             with open("/proc/%s/stat" % pid, "rb") as file:
                 state, _, group = file.read().rpartition(b")")[2].split()[:3]
-            with open("/proc/%s/environ" % pid, "rb") as file:
-                is_marked = mark in file.read().split(b"\0")
-            if state != b"Z" and (is_marked or int(group) == process.pid):
+            is_its_own = int(group) == process.pid
+            if (
+                not is_its_own
+            ):  # whose environment may not be to be read, if it has changed its user
+                with open("/proc/%s/environ" % pid, "rb") as file:
+                    is_its_own = process.mark in file.read().split(b"\0")
+            if state != b"Z" and is_its_own:
                 found.append(int(pid))
     return found
 
@@ -434,7 +442,7 @@ def located(location: str, environ: Environ, port: int) -> str:
     if parts.scheme == "http" and parts.netloc in (host, *names):
         parts = parts._replace(scheme=environ["wsgi.url_scheme"], netloc=host)
     if parts.netloc in ("", host) and parts.path.startswith("/"):
-        if not (parts.path + "/").startswith(base + "/"):
+        if not (unquote(parts.path) + "/").startswith(unquote(base) + "/"):
             parts = parts._replace(path=base + parts.path)
         return parts.geturl()
     return location

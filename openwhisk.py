@@ -674,8 +674,9 @@ def with_base(headers: HeaderList, environ: Record) -> HeaderList:
 
 def below_base(path: str, base: str) -> str:
     """The path, which a query may follow, as the caller sees it."""
-    rest = path[len(base) :]
-    return path if path.startswith(base) and rest[:1] in ("", "/", "?", "#") else base + path
+    own = unquote(re.split("[?#]", path, maxsplit=1)[0], "latin-1")  # Werkzeugs quote differently
+    is_below = (own + "/").startswith(unquote(base, "latin-1") + "/")
+    return path if is_below else base + path
 
 
 def fields_of(headers: HeaderList) -> Fields:
@@ -932,6 +933,15 @@ NOT_LOADED = "The model is not loaded; the log says more."
 MESSAGE_FACTOR = 8
 
 
+def is_schema(body: bytes) -> bool:
+    """Whether it is one of Swagger 2."""
+    document = None
+    if SWAGGER_2.search(body):
+        with contextlib.suppress(Exception):
+            document = from_json(body.decode())
+    return isinstance(document, dict) and "swagger" in document
+
+
 class Activation(NamedTuple):
     """What POST /run asks for."""
 
@@ -1081,7 +1091,9 @@ class Proxy:
         base, path = quoted(environ["SCRIPT_NAME"]), quoted(environ["PATH_INFO"])
         status, headers, body = self.call(environ)
         folder, _, name = path.rpartition("/")
-        is_swagger_2 = SWAGGER_2.search(body)
+        is_swagger_2 = (
+            environ["REQUEST_METHOD"] == "GET" and status[:3] == "200" and is_schema(body)
+        )
         found = SWAGGER_BASE.search(body) if is_swagger_2 or name == "swagger.json" else None
         if found:
             own = found.group(1).decode()
@@ -1167,7 +1179,7 @@ class Model:
 
     def run_script(self, script: str) -> None:
         """As Python would; raises what the script raises, and RuntimeError at its end."""
-        sys.path.insert(0, os.path.dirname(script))
+        sys.path.insert(0, os.path.dirname(os.path.realpath(script)))
         with contextlib.suppress(ImportError):  # what Flask's run() prints is wrong here
             importlib.import_module("flask.cli").show_server_banner = lambda *_: None  # type: ignore
         runpy.run_path(script, run_name="__main__")

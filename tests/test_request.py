@@ -719,10 +719,12 @@ class TestBasePath:
             (swagger, "/", {}),
             (openapi, "/ocr", {}),
             (b'{"basePath": "/v1"}', "/ocr", {}),
+            (b'[{"swagger": "2"}]', "/ocr", None),
+            (b'{"a": {"swagger": "2", "basePath": "/v1"}}', "/ocr", {}),
         ):
             query = answering(200, JSON, schema)
             value = web("/apispec_1.json", method, query=query, x_forwarded_prefix=base)
-            expected = {**json.loads(schema), **more}
+            expected = json.loads(schema) if more is None else {**json.loads(schema), **more}
             assert json.loads(text_of(recorder.run(value))) == expected
         query = answering(200, JSON, openapi)
         value = web("/swagger.json", method, query=query, x_forwarded_prefix="/ocr")
@@ -738,6 +740,8 @@ class TestBasePath:
             ("/ocr?a=1", "/ocr", "/ocr?a=1"),
             ("/ocr/login#top", "/ocr", "/ocr/login#top"),
             ("/ocrs", "/ocr", "/ocr/ocrs"),
+            ("/a%40b/ocr/login", "/a@b/ocr", "/a%40b/ocr/login"),
+            ("/a@b/ocr?a=1", "/a%40b/ocr", "/a@b/ocr?a=1"),
             ("http://host/login", "/ocr", "http://host/ocr/login"),
             ("http://host/ocr/login", "/ocr", "http://host/ocr/login"),
             ("http://other/login", "/ocr", "http://other/login"),
