@@ -206,8 +206,10 @@ command_of() { # image -> its command's words as JSON, with a comma before each
 }
 
 script_of() { # image -> the script that its Python runs, with its arguments, as `command_of`; or nothing
-    local command words shell='"-c", "(exec )?([A-Za-z0-9 ,._/=:@%+-]+)"$' init='(, "[^"]*(tini|dumb-init)"(, "-[^"]*")*)?' python
-    python="^$init"', "([^"]*/)?python[0-9.]*"(, "-[A-Zabd-ln-z]+")*(, "[^"-][^"]*\.py".*)$'
+    local command words
+    local shell='"-c", "(exec )?([A-Za-z0-9 ,._/=:@%+-]+)"$' # without quotes, variables or a second command
+    local init='(, "[^"]*(tini|dumb-init)"(, "-[^"]*")*)?'
+    local python="^$init"', "([^"]*/)?python[0-9.]*"(, "-[A-Zabd-ln-z]+")*(, "[^"-][^"]*\.py".*)$' # neither -c nor -m
     [ -z "$WSGI_APP" ] || return 0
     command=$(command_of "$1")
     if [[ $command =~ $shell ]]; then

@@ -565,8 +565,6 @@ def collapse_dots(path: str) -> str:
 
 # A byte that UTF-8 begins a character with, and as many bytes as are to follow.
 CHARACTER = re.compile(rb"[\xc0-\xdf].?|[\xe0-\xef].{0,2}|[\xf0-\xf7].{0,3}|[\x80-\xff]", re.DOTALL)
-
-
 CUT_SHORT = re.compile(rb"[\xe0-\xf7]|[\xf0-\xf7].", re.DOTALL)  # by two bytes or more
 
 

@@ -61,8 +61,8 @@ def read_settings() -> Tuple[List[str], int, int]:
 
 # ---- The server's process ----
 
-# A variable that all have which the command starts: tini, dumb-init and supervisord start it in a
-# group of its own.
+# A variable that all have which the command starts, with a text of that one start: tini, dumb-init
+# and supervisord make groups of their own.
 MARK = "FORWARD_SERVER"
 STOP_SECONDS = 5  # for which the server may go on after SIGTERM
 END_SECONDS = 1  # for which a process may take to end after it has closed its connections
@@ -113,7 +113,7 @@ class Server:
         self.connections = Connections(port, timeout)
         self.outputs: List[Output] = []
         self.process: Any = None
-        self.end_is_told, self.starts = False, 0
+        self.end_is_told = False
         atexit.register(self.stop)
         self.ensure()
 
@@ -149,8 +149,7 @@ class Server:
     def start(self) -> None:
         log("Starting %s, which is to listen on port %d." % (self.name(), self.port))
         self.end_is_told = False
-        self.starts += 1
-        mark = "%d.%d" % (os.getpid(), self.starts)
+        mark = os.urandom(8).hex()
         process: Any = subprocess.Popen(
             self.command,
             env={**os.environ, "PORT": str(self.port), MARK: mark},
@@ -237,21 +236,19 @@ def belonging_to(process: Any) -> List[int]:
         with contextlib.suppress(OSError):
             with open("/proc/%s/stat" % pid, "rb") as file:
                 state, _, group = file.read().rpartition(b")")[2].split()[:3]
-            is_its_own = int(group) == process.pid
-            if (
-                not is_its_own
-            ):  # whose environment may not be to be read, if it has changed its user
+            belongs = int(group) == process.pid
+            if not belongs:  # a process that has changed its user keeps its environment to itself
                 with open("/proc/%s/environ" % pid, "rb") as file:
-                    is_its_own = process.mark in file.read().split(b"\0")
-            if state != b"Z" and is_its_own:
+                    belongs = process.mark in file.read().split(b"\0")
+            if belongs and state != b"Z":
                 found.append(int(pid))
     return found
 
 
 def kill(process: Any) -> None:
     """With all that it has started, which may still hold the port."""
-    while belonging_to(process):
-        for pid in belonging_to(process):
+    for pids in iter(lambda: belonging_to(process), []):
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     process.wait()
@@ -415,8 +412,6 @@ def send(connection: http.client.HTTPConnection, environ: Environ) -> None:
 # breaks off is a 502.
 WHOLE_BYTES = 1 << 25
 WSGI_SERVERS = HOP_BY_HOP | {"date", "server"}  # headers that it writes itself
-
-
 LOCALHOST = ("localhost", "127.0.0.1", "0.0.0.0", "[::1]", "[::]")
 
 

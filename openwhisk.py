@@ -1158,16 +1158,14 @@ class Model:
         """In the main thread, as TensorFlow 1 needs it; does not return."""
         self.arm_signals = arm_signals
         self.replace_run_simple()
-        source = "WSGI_APP=" + wsgi_app
-        if not wsgi_app:
-            sys.argv[:] = sys.argv[1:] or ["app.py"]
-            source = "%s in %s" % (sys.argv[0], os.getcwd())
+        command = sys.argv[1:] or ["app.py"]
+        source = "WSGI_APP=" + wsgi_app if wsgi_app else "%s in %s" % (command[0], os.getcwd())
         try:
             if wsgi_app:
                 sys.path.insert(0, os.getcwd())
                 self.take(app_of(wsgi_app))
             else:
-                self.run_script(os.path.abspath(sys.argv[0]))
+                self.run_script(command)
         except BaseException as error:
             log(traceback.format_exc())
             sentence = "The model failed to load from %s: %s: %s"
@@ -1177,8 +1175,10 @@ class Model:
                 self.error = OTHER_SERVER % server
         self.take(None)
 
-    def run_script(self, script: str) -> None:
-        """As Python would; raises what the script raises, and RuntimeError at its end."""
+    def run_script(self, command: List[str]) -> None:
+        """A script and its arguments, as Python would; raises what the script raises, and
+        RuntimeError at its end."""
+        sys.argv[:], script = command, os.path.abspath(command[0])
         sys.path.insert(0, os.path.dirname(os.path.realpath(script)))
         with contextlib.suppress(ImportError):  # what Flask's run() prints is wrong here
             importlib.import_module("flask.cli").show_server_banner = lambda *_: None  # type: ignore

@@ -137,19 +137,26 @@ def obvious(data: bytes) -> bytes:
     return json.dumps({**answer, "body": response.get_data(as_text=True)}).encode()
 
 
-def adapters() -> dict[str, tuple[Callable[..., bytes] | None, Callable[[bytes], bytes]]]:
-    """Each with what makes its platform's event of a body; None for the WSGI call alone."""
+def calling(adapter: Adapter, event: Callable[[bytes], bytes]) -> Callable[[bytes], Call]:
+    """What makes a call of an upload's body, by way of the platform's event."""
+    return lambda body: partial(adapter, event(body))
+
+
+def adapters() -> dict[str, Callable[[bytes], Call]]:
+    """By name what makes a call of an upload's body."""
     asyncio.set_event_loop(asyncio.new_event_loop())  # for all of Mangum's calls
     wsgi: Any = app  # for their types of an app are not Flask's
     asgi: Any = WSGIMiddleware(wsgi)
     apig = make_lambda_handler(app, binary_support=True)
     return {
-        "the WSGI call alone": (None, bytes),
-        "openwhisk.py": (own, activation),
-        "apig-wsgi": (on_lambda(apig), api_gateway),
-        "serverless-wsgi": (on_lambda(partial(serverless_wsgi.handle_request, app)), api_gateway),
-        "Mangum with a2wsgi": (on_lambda(Mangum(asgi, lifespan="off")), api_gateway),
-        "json, base64, Flask's test client": (obvious, activation),
+        "the WSGI call alone": wsgi_call,
+        "openwhisk.py": calling(own, activation),
+        "apig-wsgi": calling(on_lambda(apig), api_gateway),
+        "serverless-wsgi": calling(
+            on_lambda(partial(serverless_wsgi.handle_request, app)), api_gateway
+        ),
+        "Mangum with a2wsgi": calling(on_lambda(Mangum(asgi, lifespan="off")), api_gateway),
+        "json, base64, Flask's test client": calling(obvious, activation),
     }
 
 
@@ -163,12 +170,11 @@ def check(name: str, data: bytes, size: int) -> None:
 
 def serve(name: str, connection: Connection) -> None:
     """Answers each message, a size and a number of calls, with how long each call took, in s."""
-    by, event = adapters()[name]
+    call_of = adapters()[name]
     calls: dict[int, Call] = {}
     for size, count in iter(connection.recv, None):
         if size not in calls:
-            body = multipart(size)
-            calls[size] = wsgi_call(body) if by is None else partial(by, event(body))
+            calls[size] = call_of(multipart(size))
             check(name, calls[size](), size)
         connection.send([seconds_of(calls[size]) for _ in range(count)])
 
@@ -201,6 +207,8 @@ def measure(turns: int) -> dict[str, list[float]]:
                     seconds[name] += some
         for name, all_of_them in seconds.items():
             figures[name].append(1000 * statistics.median(all_of_them))
+    for ours, _ in connections.values():
+        ours.send(None)
     return figures
 
 
