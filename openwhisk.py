@@ -12,6 +12,7 @@ Runs on Python 3.6 and newer, with the Flask and Werkzeug of the model's image.
 import ast
 import atexit
 import binascii
+import builtins
 import contextlib
 import ctypes
 import functools
@@ -25,12 +26,12 @@ import operator
 import os
 import queue
 import re
-import runpy
 import signal
 import sys
 import threading
 import time
 import traceback
+import types
 import zlib
 from concurrent.futures import Future
 from http.server import HTTPServer
@@ -1182,11 +1183,19 @@ class Model:
         sys.path.insert(0, os.path.dirname(os.path.realpath(script)))
         with contextlib.suppress(ImportError):  # what Flask's run() prints is wrong here
             importlib.import_module("flask.cli").show_server_banner = lambda *_: None  # type: ignore
-        runpy.run_path(script, run_name="__main__")
+        with open(script, "rb") as file:
+            code = compile(file.read(), script, "exec", dont_inherit=True)
+        main = types.ModuleType("__main__")
+        main.__dict__.update(__file__=script, __builtins__=builtins)
+        sys.modules["__main__"] = main  # as unpickling looks there, also when the script has ended
+        try:
+            exec(code, main.__dict__)
+        except SystemExit as error:
+            if error.code:
+                raise
         self.script_has_ended = True
-        for thread in threading.enumerate():
-            if not thread.daemon and thread is not threading.main_thread():
-                thread.join()
+        for thread in iter(other_thread, None):  # each may start more
+            thread.join()
         raise RuntimeError("it ended without run(); name its app: WSGI_APP=module:attribute")
 
     def replace_run_simple(self) -> None:
@@ -1260,6 +1269,12 @@ class Model:
                 return TOO_SLOW % place_of_main_thread()
             self.settled.wait(min(left, LOOK_SECONDS))
         return self.error
+
+
+def other_thread() -> Any:
+    """A thread for which Python would wait before it ends; None if there is none."""
+    threads = [some for some in threading.enumerate() if not some.daemon]
+    return next((some for some in threads if some is not threading.main_thread()), None)
 
 
 def frames_of_main_thread() -> List[Any]:

@@ -101,6 +101,7 @@ class TestInit:
             ("broken", {}, ["app.py in ", "OSError: no weights"]),
             ("", {}, ["app.py in ", "FileNotFoundError"]),
             ("runless", {}, ["app.py in ", "run()", "WSGI_APP"]),
+            ("started", {"HOW": "exit with an error"}, ["app.py in ", "SystemExit: no weights"]),
             (
                 "recorder",
                 {"WSGI_APP": "nowhere:app"},
@@ -189,6 +190,8 @@ class TestApps:
             "joined",
             "second",
             "late",
+            "late, by another",
+            "exit",
             "serial",
             "serial, joined",
             "asyncio",

@@ -5,6 +5,7 @@ import atexit
 import importlib
 import multiprocessing
 import os
+import pickle
 import signal
 import sqlite3
 import sys
@@ -25,9 +26,17 @@ database = sqlite3.connect(":memory:")
 inside: Any = []
 
 
+class Place:
+    """Of which models unpickle objects, as they do of their tokenizers."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
 @app.route("/")
 def index() -> str:
-    return "the model of " + app.root_path
+    place = pickle.loads(pickle.dumps(Place(app.root_path)))
+    return "the model of " + str(place.name)
 
 
 def sleep(started: Any) -> None:
@@ -143,6 +152,14 @@ if __name__ == "__main__":
         thread(app, daemon=False).join()
     elif how == "late":
         thread(app, daemon=False, seconds=0.5)
+    elif how == "late, by another":
+        threading.Thread(target=threading.Timer(0.3, thread, (app, False)).start).start()
+    elif how == "exit":
+        thread(app, daemon=False, seconds=0.2)
+        sys.exit()
+    elif how == "exit with an error":
+        thread(app, daemon=False, seconds=0.5)
+        sys.exit("no weights")
     elif how == "serial":
         app.run(threaded=False)
     elif how == "serial, joined":
