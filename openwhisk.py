@@ -654,6 +654,8 @@ def cors_headers(cors: str, environ: Record) -> Record:
 # Of a URL what stands before its path, if that is there, and the host, if that is.
 BEFORE_PATH = re.compile(r"(?:https?://([^/?#]*))?(?=/)(?!//)")
 DEFAULT_PORT = re.compile(r":(80|443)\Z")  # which Werkzeug leaves out
+BASE_IN_SCHEMA = re.compile(rb'"basePath"\s*:\s*"([^"\\]*)"')
+RESTX = {"flask_restx", "flask_restplus"}  # whose basePath is for ever that of the first request
 COOKIE_PATH = re.compile(r"(;\s*path=)(/[^;\s]+)", re.IGNORECASE)
 
 
@@ -678,6 +680,35 @@ def below_base(path: str, base: str) -> str:
     own = unquote(re.split("[?#]", path, maxsplit=1)[0], "latin-1")  # Werkzeugs quote differently
     is_below = (own + "/").startswith(unquote(base, "latin-1") + "/")
     return path if is_below else base + path
+
+
+def schema_of(body: bytes) -> Record:
+    """The schema of Swagger 2 that it is; empty if it is none."""
+    try:
+        schema = from_json(body.decode())
+    except (ValueError, RecursionError):
+        return {}
+    is_schema = isinstance(schema, dict) and str(schema.get("swagger")).startswith("2")
+    return schema if is_schema else {}
+
+
+def with_base_in_schema(body: bytes, environ: Record) -> bytes:
+    """With the basePath that the model has for this caller, if it is a schema."""
+    schema = schema_of(body)
+    own = schema.get("basePath", "")
+    if not schema or not isinstance(own, str):
+        return body
+    base, folder = quoted(environ["SCRIPT_NAME"]), quoted(environ["PATH_INFO"]).rpartition("/")[0]
+    is_restx = RESTX.intersection(sys.modules) and own.endswith(folder)
+    path = base + folder if is_restx else below_base(own.rstrip("/"), base)
+    if path and "basePath" not in schema:  # flasgger's; its Swagger UI would call beside the action
+        return body.replace(b"{", b'{"basePath": "%s", ' % path.encode(), 1)
+    changed = {**schema, "basePath": path or "/"}
+    for found in BASE_IN_SCHEMA.finditer(body):  # the examples in it may have others
+        text = body[: found.start(1)] + (path or "/").encode() + body[found.end(1) :]
+        if schema_of(text) == changed:
+            return text
+    return body
 
 
 def fields_of(headers: HeaderList) -> Fields:
@@ -716,17 +747,12 @@ def named_type(fields: Fields, accept: str) -> List[str]:
     return fields.get("content-type", ["Content-Type", "application/octet-stream"])
 
 
-def is_blank(body: bytes) -> bool:
-    """As `Proxy.respond` makes it for a HEAD."""
-    return body.isspace()
-
-
 def gzip_pays(fields: Fields, body: bytes) -> bool:
     """Whether gzip makes it much smaller, and the controller can carry it then."""
     media = media_type(first(fields, "content-type"))
     is_utf8_json = media.is_json and media.charset in UTF_8
     carried = not media.is_text or is_utf8_json or "javascript" in media.kind
-    if not carried or "content-encoding" in fields or "content-range" in fields or is_blank(body):
+    if not carried or "content-encoding" in fields or "content-range" in fields:
         return False
     sample = body[:16384]
     return len(body) >= GZIP_BYTES and len(zlib.compress(sample, 1)) <= GZIP_PART * len(sample)
@@ -790,8 +816,6 @@ def as_binary(fields: Fields, body: bytes) -> bytes:
 
 def unpacked(body: bytes, encoding: str) -> bytes:
     """Text that the app packed, which the controller can't carry. Raises NoAnswerError."""
-    if is_blank(body):
-        return body
     try:
         if encoding in ("gzip", "x-gzip"):
             return gzip.decompress(body)
@@ -926,21 +950,9 @@ class Handler(serving.WSGIRequestHandler):
         pass
 
 
-SWAGGER_2 = re.compile(rb'"swagger": ?"2')
-SWAGGER_BASE = re.compile(rb'"basePath": ?"(/[^"]*)"')
-RESTX = {"flask_restx", "flask_restplus"}  # whose basePath is for ever that of the first request
 NOT_LOADED = "The model is not loaded; the log says more."
 # A message is read if it takes at most so many times RESULT_LIMIT, as its JSON takes more memory.
 MESSAGE_FACTOR = 8
-
-
-def is_schema(body: bytes) -> bool:
-    """Whether it is one of Swagger 2."""
-    document = None
-    if SWAGGER_2.search(body):
-        with contextlib.suppress(Exception):
-            document = from_json(body.decode())
-    return isinstance(document, dict) and "swagger" in document
 
 
 class Activation(NamedTuple):
@@ -1056,54 +1068,26 @@ class Proxy:
     def web_result(self, activation: Activation) -> Record:
         """Of the app's answer; but a browser at the bare URL sees Swagger UI if GET has none."""
         value, environ = activation.value, activation.environ
-        status, headers, body = self.respond(environ)
+        response = self.respond(environ)
         is_bare = value["__ow_method"] == "get" and not value.get("__ow_path")
         accept = environ.get("HTTP_ACCEPT", "")
-        if is_bare and "text/html" in accept and status[:3] in ("404", "405"):
+        if is_bare and "text/html" in accept and response[0][:3] in ("404", "405"):
             base = quoted(environ["SCRIPT_NAME"])
             if base:
                 return result_of(("302 Found", [("Location", base + "/")], b""))
-            status, headers, body = self.call({**environ, "PATH_INFO": "/"})
+            response = self.respond({**environ, "PATH_INFO": "/"})
         encoding = value.get("__ow_headers", {}).get("accept-encoding", "")
-        return result_of(
-            (status, with_base(headers, environ), body), encoding, activation.cors, accept
-        )
+        return result_of(response, encoding, activation.cors, accept)
 
     def respond(self, environ: Record) -> Response:
-        """The app's answer; to a HEAD with a body as long as a GET's, as the controller takes the
-        Content-Length from that."""
-        is_head = environ["REQUEST_METHOD"] == "HEAD"
-        as_get = {**environ, "REQUEST_METHOD": "GET"} if is_head else environ
-        if environ["PATH_INFO"].endswith(".json"):
-            return self.schema(as_get)
+        """The app's answer; to a HEAD with a GET's body, as the controller takes the Content-Length
+        from that."""
         status, headers, body = self.call(environ)
-        if not is_head:
-            return status, headers, body
-        texts = {name.lower(): text for name, text in headers}
-        length = texts.get("content-length", "")
-        size = int(length) if length.isdecimal() else -1
-        charset = media_type(texts.get("content-type", "")).charset
-        if size < 0 or size * 2 > self.limit or charset not in UTF_8:  # its length is to be found
-            return self.call(as_get)
-        return status, headers, b" " * size
-
-    def schema(self, environ: Record) -> Response:
-        """Swagger UI's, with the basePath that the model has for this caller."""
-        base, path = quoted(environ["SCRIPT_NAME"]), quoted(environ["PATH_INFO"])
-        status, headers, body = self.call(environ)
-        folder, _, name = path.rpartition("/")
-        is_swagger_2 = (
-            environ["REQUEST_METHOD"] == "GET" and status[:3] == "200" and is_schema(body)
-        )
-        found = SWAGGER_BASE.search(body) if is_swagger_2 or name == "swagger.json" else None
-        if found:
-            own = found.group(1).decode()
-            is_restx = RESTX.intersection(sys.modules) and own.endswith(folder)
-            own = (base + folder if is_restx else below_base(own, base)).rstrip("/") or "/"
-            body = body[: found.start(1)] + own.encode() + body[found.end(1) :]
-        elif is_swagger_2 and base:  # flasgger's, whose Swagger UI would call beside the action
-            body = body.replace(b"{", b'{"basePath": "%s", ' % base.encode(), 1)
-        return status, headers, body
+        if environ["REQUEST_METHOD"] == "HEAD":
+            body = self.call({**environ, "REQUEST_METHOD": "GET"})[2]
+        if environ["PATH_INFO"].endswith(".json") and b'"swagger"' in body:
+            body = with_base_in_schema(body, environ)
+        return status, with_base(headers, environ), body
 
     def call(self, environ: Record) -> Response:
         """With the limit, and a copy, as an app may change its environ."""

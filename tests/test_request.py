@@ -696,7 +696,7 @@ class TestBasePath:
 
     @pytest.mark.stacks(2)
     def test_should_come_before_a_base_path_of_the_apps_own(self, stack: str) -> None:
-        query = answering(200, JSON, b'{"basePath": "/v1"}')
+        query = answering(200, JSON, b'{"swagger": "2.0", "basePath": "/v1"}')
         env = {"WSGI_APP": "app:app"}
         with running(start_container(stack, LIVE_APPS / "recorder", **env)) as process:
             for base, expected in (
@@ -719,6 +719,14 @@ class TestBasePath:
             (b'{"basePath": "/v1"}', "/ocr", {}),
             (b'[{"swagger": "2"}]', "/ocr", None),
             (b'{"a": {"swagger": "2", "basePath": "/v1"}}', "/ocr", {}),
+            (b'{"swagger": 0.9}', "/ocr", {}),
+            (b'{"swagger": "2.0", "basePath": 1}', "/ocr", {}),
+            (b'{"swagger": "2.0", "basePath": "\\/v1"}', "/ocr", {}),
+            (
+                b'{"example": {"basePath": "/v1"}, "basePath" : "/v1", "swagger": "2.0"}',
+                "/ocr",
+                {"basePath": "/ocr/v1"},
+            ),
         ):
             query = answering(200, JSON, schema)
             value = web("/apispec_1.json", method, query=query, x_forwarded_prefix=base)

@@ -47,6 +47,13 @@ def below(environ, start_response):
     return [] if environ["REQUEST_METHOD"] == "HEAD" else [bytes(600000)]
 '''
 
+OWN_HEADERS = """
+def app(environ, start_response):
+    method = environ["REQUEST_METHOD"]
+    start_response("200 OK", [("Content-Type", "text/plain"), ("X-Method", method)])
+    return [] if method == "HEAD" else [b"whole"]
+"""
+
 
 class TestResult:
     def test_should_repeat_headers_and_leave_malformed_ones_out(self, flask_app: Process) -> None:
@@ -160,6 +167,12 @@ class TestResult:
             value = web("", "get", accept="text/html", x_forwarded_prefix="/")
             page = process.run({**value, "PREDICT_PATH": "/sub/nowhere"})
             assert (page["statusCode"], page["body"]) == (200, "/")
+
+    def test_should_have_the_headers_that_a_head_has(self, stack: str, tmp_path: Path) -> None:
+        (tmp_path / "app.py").write_text(OWN_HEADERS)
+        with running(start_container(stack, tmp_path, WSGI_APP="app:app")) as process:
+            result = process.run(web("/x", "head"))
+            assert (result["headers"]["X-Method"], result["body"]) == ("HEAD", "whole")
 
     def test_should_be_as_long_to_a_head_as_to_a_get_that_streams(self, max_app: Process) -> None:
         get, head = (max_app.run(web("/stream", method)) for method in ("get", "head"))
