@@ -399,6 +399,19 @@ def environ_key(header: str) -> str:
     return "" if name in NOT_SEEN else "HTTP_" + name
 
 
+def http_variables(headers: Dict[str, str]) -> Record:
+    """The variables of an environ that are the caller's headers."""
+    variables: Record = {}
+    for header in sorted(headers):  # X-A before X_A
+        key, text = environ_key(header), headers[header]
+        if key not in variables:
+            variables[key] = text
+        elif JOINS_NAMES:  # pragma: no cover, before Werkzeug 2.3
+            variables[key] += "," + text
+    variables.pop("", None)
+    return variables
+
+
 def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     """The WSGI environ of a web action's POST /run (tests/recordings/requests.json).
 
@@ -441,14 +454,7 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
     }
-    for header in sorted(headers) if JOINS_NAMES else headers:
-        key, text = environ_key(header), headers[header]
-        if JOINS_NAMES and key in environ:  # pragma: no cover, before Werkzeug 2.3
-            text = environ[key] + "," + text
-        elif "_" in header and key in environ:
-            text = environ[key]
-        environ[key] = text
-    environ.pop("", None)
+    environ.update(http_variables(headers))
     environ["HTTP_HOST"] = host
     if len(body) or method in ("POST", "PUT", "PATCH"):
         environ["CONTENT_LENGTH"] = str(len(body))
@@ -511,7 +517,7 @@ def call(app: WSGIApp, environ: Record) -> Response:
     def start_response(status: str, headers: HeaderList, exc_info: Any = None) -> Any:
         if exc_info and chunks:
             raise exc_info[1]
-        started[:] = status, headers
+        started[:] = status, [(str(name), str(text)) for name, text in headers]
         return write
 
     iterable = app(environ, start_response)
@@ -784,12 +790,10 @@ def encode_body(fields: Fields, body: bytes) -> Union[str, bytes]:
         media = media_type(content_type)
     if content_type:
         fields["content-type"][1] = content_type
-    encoding = ""
-    if "content-encoding" in fields:
-        encoding = first(fields, "content-encoding").lower().replace("identity", "")
-        if encoding and "javascript" in media.kind:
-            fields["content-type"] = ["Content-Type", "text/javascript"]  # which is base64
-            return body
+    encoding = first(fields, "content-encoding").lower().replace("identity", "")
+    if encoding and "javascript" in media.kind:
+        fields["content-type"] = ["Content-Type", "text/javascript"]  # which is base64
+        return body
     if not media.is_text or (encoding and media.is_json and media.charset in UTF_8):
         return as_binary(fields, body)
     try:
@@ -951,6 +955,7 @@ class Handler(serving.WSGIRequestHandler):
 
 
 NOT_LOADED = "The model is not loaded; the log says more."
+FAILED = "The request failed; the log says why."
 # A message is read if it takes at most so many times RESULT_LIMIT, as its JSON takes more memory.
 MESSAGE_FACTOR = 8
 
@@ -999,7 +1004,7 @@ class Proxy:
         except BaseException as error:  # sys.exit(), too
             if not isinstance(error, NoAnswerError):
                 log(traceback.format_exc())
-                error = NoAnswerError(500, "The request failed; the log says why.")
+                error = NoAnswerError(500, FAILED)
             result = with_headers(failure(error), extra)
             size, pieces = serialize(result)
         failed = "error" in result
