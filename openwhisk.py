@@ -1328,67 +1328,84 @@ def takes_wsgi(app: Any) -> bool:
     )
 
 
-def stop_on_signals(server: serving.BaseWSGIServer) -> Callable[[], None]:
-    """Makes SIGTERM and SIGINT end the process with status 0, after the requests under way.
+class Stop:
+    """Makes SIGTERM and SIGINT end the process with status 0, after the requests under way."""
 
-    Returns a function that takes the signals again, after an event loop of the model had them.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    fork = os.fork  # that of Python 3.6 is replaced
-    block = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, STOPS)
-    unblock = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOPS)
+    def __init__(self, server: serving.BaseWSGIServer) -> None:
+        self.server = server
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.writer, False)
+        self.armed = threading.Event()
+        for number in STOPS:  # whatever this Python was started with
+            signal.signal(number, self.handle)
+        self.arm()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=self.forget)
+        else:  # pragma: no cover, Python 3.6
+            os.fork = functools.partial(fork_and_forget, os.fork, self.forget)
+        threading.Thread(target=self.watch, daemon=True).start()
 
-    def stop(number: int, _: Any) -> None:  # an event loop may have taken the wakeup descriptor
-        os.write(writer, bytes([number]))
-
-    def arm() -> None:
-        signal.set_wakeup_fd(writer)  # comes even while the main thread loads a model in C
+    def arm(self) -> None:
+        """In the main thread, again and again, as an event loop of the model takes the signals."""
+        signal.set_wakeup_fd(self.writer)  # comes even while the main thread loads a model in C
         for number in STOPS:
             if signal.getsignal(number) in DEFAULTS:
-                signal.signal(number, stop)
+                signal.signal(number, self.handle)
+        self.armed.set()
 
-    def forget() -> None:  # pragma: no cover, where coverage is not taken along
+    def handle(self, number: int, _: Any) -> None:
+        """For when an event loop has taken the wakeup descriptor."""
+        os.write(self.writer, bytes([number]))
+
+    def forget(self) -> None:  # pragma: no cover, where coverage is not taken along
         """In a process that the model forks, which is not this server."""
         signal.set_wakeup_fd(-1)
         for number in STOPS:
-            if signal.getsignal(number) is stop:
+            if signal.getsignal(number) == self.handle:
                 signal.signal(number, signal.SIG_DFL)
         for stream in (STDOUT, STDERR):
             stream.lock = threading.RLock()  # another thread may have had it
         unblock()
 
-    def fork_and_forget() -> int:  # pragma: no cover, Python 3.6
-        block()
-        pid = -1
-        try:
-            pid = fork()
-        finally:
-            unblock() if pid else forget()
-        return pid
-
-    def watch() -> None:
-        while os.read(reader, 1)[0] not in STOPS:
-            pass
-        server.shutdown()
-        server.server_close()
+    def watch(self) -> None:
+        """Waits for a signal, and ends the process."""
+        number = 0
+        while number not in STOPS:
+            number = os.read(self.reader, 1)[0]
         last = time.time() + REQUESTS_SECONDS
+        self.armed.clear()
+        self.server.shutdown()
+        self.server.server_close()
         for thread in list(Handler.threads):
             thread.join(max(0, last - time.time()))
+        if signal.getsignal(number) != self.handle:  # the model's own, in the main thread
+            self.armed.wait(max(0, last - time.time()))
         at_exit = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # not by _exit()
         at_exit.start()
         at_exit.join(max(EXIT_SECONDS, last - time.time()))
         os._exit(0)  # pragma: no cover, as coverage has ended
 
-    for number in STOPS:  # whatever this Python was started with
-        signal.signal(number, stop)
-    arm()
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=forget)
-    else:  # pragma: no cover, Python 3.6
-        os.fork = fork_and_forget
-    threading.Thread(target=watch, daemon=True).start()
-    return arm
+
+def block() -> None:
+    """So that no signal comes between a fork and `Stop.forget`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+
+
+def unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
+def fork_and_forget(  # pragma: no cover, Python 3.6
+    fork: Callable[[], int], forget: Callable[[], None]
+) -> int:
+    """As os.register_at_fork has it done."""
+    block()
+    pid = -1
+    try:
+        pid = fork()
+    finally:
+        unblock() if pid else forget()
+    return pid
 
 
 def listen(port: int, app: WSGIApp) -> serving.BaseWSGIServer:
@@ -1411,7 +1428,7 @@ def main() -> None:
     sys.stdout, sys.stderr = STDOUT.text, STDERR.text
     model = Model()
     server = listen(int(settings["PORT"]), Proxy(model, settings))
-    model.load(settings["WSGI_APP"], stop_on_signals(server))
+    model.load(settings["WSGI_APP"], Stop(server).arm)
 
 
 if __name__ == "__main__":

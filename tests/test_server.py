@@ -175,6 +175,24 @@ class TestSignals:
             process.run(web("/"))
             process.until("SIGUSR1", process.out)
 
+    def test_should_let_the_models_own_handler_finish(self, stack: str, tmp_path: Path) -> None:
+        lines = (
+            "import signal, time",
+            "def save(*_):",
+            "    time.sleep(1)",
+            "    print('saved')",
+            "    raise SystemExit",
+            "signal.signal(signal.SIGTERM, save)",
+            "def app(environ, start_response):",
+            "    start_response('200 OK', [])",
+            "    return []",
+        )
+        (tmp_path / "app.py").write_text("\n".join(lines))
+        with running(start_container(stack, tmp_path, WSGI_APP="app:app")) as process:
+            process.post("/init", {"value": {}})
+            assert process.stop() == 0
+            assert process.rest(process.out) == "saved\n"
+
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_should_stop_it_although_the_model_has_run_an_event_loop(
         self, stack: str, number: int
