@@ -184,7 +184,7 @@ OW_NAME = re.compile(r"__OW_[A-Z_]{1,40}\Z")
 # One of them may be a caller's X-Request-ID, of which the controller takes as many bytes; longer
 # texts would leave no room in the environment of child processes.
 ID_BYTES = 8192
-CONTROL_CHARACTER = re.compile(r"[\0-\x1f\x7f]")
+CONTROL_CHARACTER = re.compile(r"[\0-\x08\x0a-\x1f\x7f]")  # but for the tab, as in headers
 MILLISECONDS = re.compile(r"[0-9]{1,20}\Z")
 # By name what C's environment points to. os.environ's setenv() keeps every value that it is ever
 # given (270 bytes an activation), so these buffers are written over.
@@ -194,7 +194,8 @@ putenv = ctypes.PyDLL(None).putenv
 
 def checked(variables: Record) -> Dict[str, str]:
     """OpenWhisk's names, ids and times as texts; raises ValueError for what can be none."""
-    texts = {name: str(value) for name, value in variables.items()}
+    # As in `header_text`, the next line of a caller's headers may belong to it.
+    texts = {name: str(value).partition("\r")[0] for name, value in variables.items()}
     for name, text in texts.items():
         is_line = type(variables[name]) in (int, str) and not CONTROL_CHARACTER.search(text)
         if not is_line or len(text.encode()) > ID_BYTES:

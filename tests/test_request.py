@@ -192,12 +192,23 @@ class TestRun:
         known = {"__OW_ACTION_NAME=/guest/rec"}
         assert {line for line in lines if line.startswith("__OW_")} <= known
 
-    @pytest.mark.parametrize("text", ["x" * 8192, "é" * 4096])
-    def test_should_take_an_id_that_a_caller_may_send(self, flask_app: Process, text: str) -> None:
+    @pytest.mark.parametrize(
+        ("sent", "text"),
+        [
+            ("x" * 8192, "x" * 8192),
+            ("é" * 4096, "é" * 4096),
+            ("a\tb", "a\tb"),
+            ("caf\uffe9\r\nHost: x", "caf\uffe9"),
+        ],
+    )
+    def test_should_take_an_id_that_a_caller_may_send(
+        self, flask_app: Process, sent: str, text: str
+    ) -> None:
         """As X-Request-ID, which becomes the transaction's."""
-        ids = {**EVERY_ID, "transaction_id": text}
+        ids = {**EVERY_ID, "transaction_id": sent}
         seen = json.loads(text_of(flask_app.run(web("/ids"), **ids)))
         assert seen["openwhisk.transaction_id"] == text
+        ids["transaction_id"] = text
         lines = text_of(flask_app.run(web("/spawn"), **ids)).splitlines()
         assert f"__OW_TRANSACTION_ID={text}" in lines
 
