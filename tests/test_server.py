@@ -213,3 +213,16 @@ class TestSignals:
             process.until("loading", process.out)
             process.popen.send_signal(signal.SIGTERM)
             assert process.popen.wait(timeout=10) == 0
+
+    def test_should_stop_while_loading_in_c(self, stack: str, tmp_path: Path) -> None:
+        """Where no handler of Python's runs."""
+        lines = (
+            "import hashlib, threading",
+            "threading.Timer(1, print, ['loading']).start()",
+            "hashlib.pbkdf2_hmac('sha256', b'', b'', 2 ** 31 - 1)",
+        )
+        (tmp_path / "app.py").write_text("\n".join(lines))
+        with running(start_container(stack, tmp_path)) as process:
+            process.until("loading", process.out)
+            process.popen.send_signal(signal.SIGTERM)
+            assert process.popen.wait(timeout=10) == 0
