@@ -521,7 +521,7 @@ def call(app: WSGIApp, environ: Record) -> Response:
         started[:] = status, [(str(name), str(text)) for name, text in headers]
         return write
 
-    iterable = app(environ, start_response)
+    iterable = app(dict(environ), start_response)  # a copy, as an app may change it
     try:
         for data in iterable:
             write(data)
@@ -1050,6 +1050,7 @@ class Proxy:
         except Exception as error:
             raise malformed(error) from error
         environ.update({IDS[name]: text for name, text in ids.items()})
+        environ[LIMIT_KEY] = self.limit
         export({"__OW_" + name.upper(): text for name, text in ids.items()})
         return Activation(value, environ, "" if is_plain else settings["CORS"], is_plain)
 
@@ -1068,7 +1069,7 @@ class Proxy:
             log(failed)
             raise NoAnswerError(503, NOT_LOADED)
         if activation.is_plain:
-            return plain_result(self.call(environ))
+            return plain_result(call(self.model.app, environ))
         return self.web_result(activation)
 
     def web_result(self, activation: Activation) -> Record:
@@ -1088,16 +1089,12 @@ class Proxy:
     def respond(self, environ: Record) -> Response:
         """The app's answer; to a HEAD with a GET's body, as the controller takes the Content-Length
         from that."""
-        status, headers, body = self.call(environ)
+        status, headers, body = call(self.model.app, environ)
         if environ["REQUEST_METHOD"] == "HEAD":
-            body = self.call({**environ, "REQUEST_METHOD": "GET"})[2]
+            body = call(self.model.app, {**environ, "REQUEST_METHOD": "GET"})[2]
         if environ["PATH_INFO"].endswith(".json") and b'"swagger"' in body:
             body = with_base_in_schema(body, environ)
         return status, with_base(headers, environ), body
-
-    def call(self, environ: Record) -> Response:
-        """With the limit, and a copy, as an app may change its environ."""
-        return call(self.model.app, {**environ, LIMIT_KEY: self.limit})
 
 
 # ---- The life cycle ----
