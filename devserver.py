@@ -32,9 +32,9 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 import results
 from openwhisk import (
     CONTENT_TYPE,
-    CONTROLLERS,
     LOOKS_BASE64,
     RESERVED,
+    SET_BY_CONTROLLER,
     TEXT,
     TOKEN,
     is_json,
@@ -56,7 +56,7 @@ CORS = [
     ("Access-Control-Allow-Methods", "OPTIONS, GET, DELETE, POST, PUT, HEAD, PATCH"),
 ]
 CORS_HEADERS = "Authorization, Origin, X-Requested-With, Content-Type, Accept, User-Agent"
-DROPPED = CONTROLLERS | {"content-type"}
+DROPPED = SET_BY_CONTROLLER | {"content-type"}
 BODILESS = {*range(100, 200), 204, 205, 304}
 
 # Characters that Pekko HTTP leaves as they are in a path's segment and in a query's names and

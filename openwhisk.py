@@ -136,6 +136,7 @@ BINARY = tuple(
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # https://www.rfc-editor.org/rfc/rfc9110#name-tokens
 PARAMETER = r'\s*;\s*{0}=(?:{0}|"(?:[^"\\]|\\.)*")'.format(TOKEN)
 CONTENT_TYPE = re.compile(r"\s*({0}/{0})((?:{1})*)[\s;]*\Z".format(TOKEN, PARAMETER))
+CACHED = 8  # texts that a caller may make long
 CHARSET = re.compile(r";\s*charset=[\"']?([^\"';\s]+)[\"']?", re.IGNORECASE)
 
 
@@ -148,7 +149,7 @@ class MediaType(NamedTuple):
     is_json: bool = False  # of which the controller takes base64, too, and makes parameters
 
 
-@functools.lru_cache()
+@functools.lru_cache(CACHED)
 def media_type(content_type: str) -> MediaType:
     """What the controller makes of it (tests/recordings/README.md)."""
     found = CONTENT_TYPE.match(content_type)
@@ -209,7 +210,7 @@ def export(variables: Dict[str, str]) -> None:
     """Into os.environ, and into the environment that child processes get."""
     for name, text in variables.items():
         if name not in C_VARIABLES:
-            C_VARIABLES[name] = ctypes.create_string_buffer(ID_BYTES + 100)
+            C_VARIABLES.setdefault(name, ctypes.create_string_buffer(ID_BYTES + 100))
         C_VARIABLES[name].value = (name + "=" + text).encode()
         putenv(C_VARIABLES[name])  # again and again, as the model may have changed os.environ
         os.environ._data[name.encode()] = text.encode()  # type: ignore[attr-defined]
@@ -230,7 +231,7 @@ BASE_PATH_SHAPE = re.compile(r"((/(?!\.{1,2}(/|\Z))[^/\\?#%\s\0-\x1f\x7f]+)*)/?\
 # X_A and X-A are one name in an environ. Before 2.3, when its datastructures became a package,
 # Werkzeug's server joined their values; since then it takes X-A, as nginx does.
 JOINS_NAMES = not hasattr(datastructures, "__path__")
-HEADER_BYTES = 1 << 19  # no controller takes more, and what is cached of them stays small
+HEADER_BYTES = 1 << 19  # no controller takes more
 # The app sees no HTTP_ variables of these; the proxy compresses.
 NOT_SEEN = {"ACCEPT_ENCODING", "CONTENT_LENGTH", "CONTENT_TYPE"}
 
@@ -362,7 +363,7 @@ def base_path(message: Record, settings: Dict[str, str]) -> str:
     return action_path(name)
 
 
-@functools.lru_cache()
+@functools.lru_cache(CACHED)
 def quoted(path: str) -> str:
     """As it stands in URLs; the path is bytes in the shape of latin-1."""
     return quote(path, "/!$&'()*+,;=:@~", "latin-1")
@@ -477,6 +478,7 @@ Response = Tuple[str, HeaderList, bytes]  # status, headers, body
 LIMIT_KEY = "web_action.result_limit"  # in the environ
 # An answer is collected up to so many times RESULT_LIMIT: gzip makes JSON smaller, but not by more.
 ANSWER_FACTOR = 32
+HTTP_LIMIT = 1 << 23  # of an app that is called one request at a time, past OpenWhisk
 
 
 class NoAnswerError(Exception):
@@ -503,7 +505,7 @@ def call(app: WSGIApp, environ: Record) -> Response:
     Raises NoAnswerError as soon as it is too large for a result of the environ's limit (bytes; 0
     or none: any size), and what the app raises.
     """
-    started: List[Any] = []
+    started: Any = None
     chunks: List[bytes] = []
     limit = environ.get(LIMIT_KEY, 0)
     most = left = limit * ANSWER_FACTOR or sys.maxsize
@@ -516,9 +518,10 @@ def call(app: WSGIApp, environ: Record) -> Response:
         chunks.append(data)
 
     def start_response(status: str, headers: HeaderList, exc_info: Any = None) -> Any:
+        nonlocal started
         if exc_info and chunks:
             raise exc_info[1]
-        started[:] = status, [(str(name), str(text)) for name, text in headers]
+        started = status, [(str(name), str(text)) for name, text in headers]
         return write
 
     iterable = app(dict(environ), start_response)  # a copy, as an app may change it
@@ -531,7 +534,8 @@ def call(app: WSGIApp, environ: Record) -> Response:
                 iterable.close()
         except Exception:  # a server has sent the answer by then
             log(traceback.format_exc())
-    return started[0], started[1], b"".join(chunks)
+    status, headers = started
+    return status, headers, b"".join(chunks)
 
 
 class OneAtATime:
@@ -544,13 +548,14 @@ class OneAtATime:
     def __call__(self, environ: Record, start_response: Callable[..., Any]) -> Iterable[bytes]:
         future: Any = Future()
         has_end = environ.get("wsgi.input_terminated")
-        size = -1 if has_end else int(environ.get("CONTENT_LENGTH") or 0)
+        size = -1 if has_end else max(0, int(environ.get("CONTENT_LENGTH") or 0))
         body = environ["wsgi.input"].read(size)  # here, so that nobody waits for a slow client
-        own = {"wsgi.input": io.BytesIO(body), "wsgi.multithread": False}
+        limit = environ.get(LIMIT_KEY, HTTP_LIMIT)
+        own = {"wsgi.input": io.BytesIO(body), "wsgi.multithread": False, LIMIT_KEY: limit}
         self.calls.put((future, {**environ, **own}))
-        status, headers, body = future.result()
+        status, headers, answer = future.result()
         start_response(status, headers)
-        return [body]
+        return [answer]
 
     def serve_one(self, seconds: float) -> None:
         """The next call; raises queue.Empty if none comes in time."""
@@ -564,7 +569,7 @@ class OneAtATime:
 # ---- The response becomes a result ----
 
 # Headers that the controller sets itself.
-CONTROLLERS = {"connection", "content-length", "date", "server", "transfer-encoding"}
+SET_BY_CONTROLLER = {"connection", "content-length", "date", "server", "transfer-encoding"}
 HEADER = re.compile(TOKEN + r"\n[\t -~\x80-\xff]*\Z")  # name and text, on two lines
 # JSON may be text or base64, and is taken for base64 whenever it looks like it; the controller
 # ignores spaces and control characters around it.
@@ -661,7 +666,7 @@ def cors_headers(cors: str, environ: Record) -> Record:
 # Of a URL what stands before its path, if that is there, and the host, if that is.
 BEFORE_PATH = re.compile(r"(?:https?://([^/?#]*))?(?=/)(?!//)")
 DEFAULT_PORT = re.compile(r":(80|443)\Z")  # which Werkzeug leaves out
-BASE_IN_SCHEMA = re.compile(rb'"basePath"\s*:\s*"([^"\\]*)"')
+BASE_IN_SCHEMA = re.compile(rb'"basePath"\s*:\s*"((?:[^"\\]|\\/)*)"')
 RESTX = {"flask_restx", "flask_restplus"}  # whose basePath is for ever that of the first request
 COOKIE_PATH = re.compile(r"(;\s*path=)(/[^;\s]+)", re.IGNORECASE)
 
@@ -723,7 +728,7 @@ def fields_of(headers: HeaderList) -> Fields:
     fields: Fields = {}
     for name, text in headers:
         key = name.lower()
-        if key in CONTROLLERS:
+        if key in SET_BY_CONTROLLER:
             continue
         if HEADER.match(name + "\n" + text):
             fields.setdefault(key, [name]).append(text)
@@ -815,7 +820,7 @@ def as_binary(fields: Fields, body: bytes) -> bytes:
     content_type = CHARSET.sub("", first(fields, "content-type")).rstrip()
     if not media_type(content_type).kind:
         content_type = "application/octet-stream"
-    fields.setdefault("content-type", ["Content-Type"])[1:] = [content_type]
+    fields["content-type"] = ["Content-Type", content_type]
     return body
 
 
@@ -863,7 +868,7 @@ def serialize(result: Record, limit: int = 0) -> Tuple[int, Iterable[bytes]]:
     """
     body = result["body"] if isinstance(result.get("body"), bytes) else b""
     text = "".join(json_parts(dict(result, body="") if body else result, 0))
-    data = text.encode("utf-8", "backslashreplace")
+    data = text.encode("utf-8", "backslashreplace")  # a lone surrogate becomes JSON's escape
     size = len(data) + (len(body) + 2) // 3 * 4
     if 0 < limit < size:
         or_gzip = " or for gzip (curl --compressed)" if may_be_packed(result) else ""
@@ -890,9 +895,12 @@ class Log(io.FileIO):
 
     def write(self, data: Any) -> int:
         with self.lock:
-            if data:
-                self.open_line = bytes(data[-1:]) != b"\n"
-            return super().write(data)
+            left = memoryview(data).cast("B")
+            if left:
+                self.open_line = bytes(left[-1:]) != b"\n"
+            while left:  # a signal may interrupt it
+                left = left[super().write(left) or 0 :]
+            return len(data)
 
     def put(self, lines: bytes) -> None:
         """On lines of their own, even if the app has closed the stream."""
@@ -957,6 +965,7 @@ class Handler(serving.WSGIRequestHandler):
 
 NOT_LOADED = "The model is not loaded; the log says more."
 FAILED = "The request failed; the log says why."
+ACCEPT_LENGTH = 1000  # Werkzeug takes seconds to understand 8000 spaces
 # A message is read if it takes at most so many times RESULT_LIMIT, as its JSON takes more memory.
 MESSAGE_FACTOR = 8
 
@@ -1056,7 +1065,7 @@ class Proxy:
 
     def run(self, activation: Activation) -> Record:
         """environ -> app -> result. What does not reach the app: a preflight that CORS answers, and
-        what comes before the model is loaded, or though it has failed.
+        what comes before the model is loaded, or though it has failed; or malformed, `activation`.
 
         Raises NoAnswerError, and what the app raises.
         """
@@ -1077,13 +1086,13 @@ class Proxy:
         value, environ = activation.value, activation.environ
         response = self.respond(environ)
         is_bare = value["__ow_method"] == "get" and not value.get("__ow_path")
-        accept = environ.get("HTTP_ACCEPT", "")
+        accept = environ.get("HTTP_ACCEPT", "")[:ACCEPT_LENGTH]
         if is_bare and "text/html" in accept and response[0][:3] in ("404", "405"):
             base = quoted(environ["SCRIPT_NAME"])
             if base:
                 return result_of(("302 Found", [("Location", base + "/")], b""))
             response = self.respond({**environ, "PATH_INFO": "/"})
-        encoding = value.get("__ow_headers", {}).get("accept-encoding", "")
+        encoding = value.get("__ow_headers", {}).get("accept-encoding", "")[:ACCEPT_LENGTH]
         return result_of(response, encoding, activation.cors, accept)
 
     def respond(self, environ: Record) -> Response:
@@ -1104,6 +1113,7 @@ TOO_SLOW = (
     "The model did not load within the action's time limit; 'wsk action update --timeout' gives it "
     "longer. If its script goes on for ever, name its app: WSGI_APP=module:attribute. It is in %s."
 )
+LOAD_FAILED = "The model failed to load from %s: %s: %s"
 LIBRARY = re.compile(
     r"<frozen|.*/(site|dist)-packages/|%s/" % re.escape(os.path.dirname(os.__file__))
 )
@@ -1156,17 +1166,19 @@ class Model:
                 self.run_script(command)
         except BaseException as error:
             log(traceback.format_exc())
-            sentence = "The model failed to load from %s: %s: %s"
-            self.error = sentence % (source, type(error).__name__, error)
-            server = server_of(frame for frame, _ in traceback.walk_tb(error.__traceback__))
-            if server:  # for which this port is taken
-                self.error = OTHER_SERVER % server
-        self.take(None)
+            self.script_has_ended = True
+            self.search_main_thread()
+            if self.app is None:
+                sentence = LOAD_FAILED % (source, type(error).__name__, error)
+                server = server_of(frame for frame, _ in traceback.walk_tb(error.__traceback__))
+                self.fail(OTHER_SERVER % server if server else sentence)  # this port is taken
+        self.stay(time.sleep)
 
     def run_script(self, command: List[str]) -> None:
         """A script and its arguments, as Python would; raises what the script raises, and
         RuntimeError at its end."""
-        sys.argv[:], script = command, os.path.abspath(command[0])
+        sys.argv[:] = command
+        script = os.path.abspath(command[0])
         sys.path.insert(0, os.path.dirname(os.path.realpath(script)))
         with contextlib.suppress(ImportError):  # what Flask's run() prints is wrong here
             importlib.import_module("flask.cli").show_server_banner = lambda *_: None  # type: ignore
@@ -1203,24 +1215,28 @@ class Model:
     def take(self, app: Any, threaded: bool = True) -> None:
         """Stands in for a server's run(), so it does not return either."""
         thread = threading.current_thread()
-        is_main = thread is threading.main_thread()
         wait: Callable[[float], Any] = time.sleep
         if not threaded:
             app = OneAtATime(app)
             wait = app.serve_one
-        if is_main:
+        if thread is threading.main_thread():
             self.arm_signals()  # before anybody knows that it is loaded
             self.use(app)
         else:
             self.waiting_apps.append((thread, app))
+        self.stay(wait)
+
+    def stay(self, wait: Callable[[float], Any]) -> None:
+        """For ever, whatever a signal handler of the model raises."""
+        is_main = threading.current_thread() is threading.main_thread()
         while True:
-            with contextlib.suppress(BaseException):  # what a signal handler of the model raises
+            with contextlib.suppress(BaseException):
                 if is_main:
                     self.arm_signals()
                 wait(SIGNAL_SECONDS)
 
     def use(self, app: Any) -> None:
-        self.app = app
+        self.app, self.error = app, ""
         self.settled.set()
 
     def fail(self, error: str) -> None:
@@ -1250,8 +1266,9 @@ class Model:
 
     def wait(self, deadline: str) -> str:
         """Until a second before the deadline (milliseconds since 1970); returns what went wrong."""
+        end = int(deadline) / 1000 - 1 if deadline else sys.maxsize
         while not self.is_loaded() and not self.error:
-            left = int(deadline) / 1000 - 1 - time.time() if deadline else LOOK_SECONDS
+            left = end - time.time()
             if left <= 0:
                 return TOO_SLOW % place_of_main_thread()
             self.settled.wait(min(left, LOOK_SECONDS))
@@ -1333,7 +1350,7 @@ class Stop:
         self.server = server
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.writer, False)
-        self.armed = threading.Event()
+        self.armed = False
         for number in STOPS:  # whatever this Python was started with
             signal.signal(number, self.handle)
         self.arm()
@@ -1349,7 +1366,7 @@ class Stop:
         for number in STOPS:
             if signal.getsignal(number) in DEFAULTS:
                 signal.signal(number, self.handle)
-        self.armed.set()
+        self.armed = True  # no Event, in which a handler that raises could leave its lock taken
 
     def handle(self, number: int, _: Any) -> None:
         """For when an event loop has taken the wakeup descriptor."""
@@ -1370,17 +1387,18 @@ class Stop:
         number = 0
         while number not in STOPS:
             number = os.read(self.reader, 1)[0]
-        last = time.time() + REQUESTS_SECONDS
-        self.armed.clear()
+        last = time.monotonic() + REQUESTS_SECONDS
+        self.armed = False
         self.server.shutdown()
         self.server.server_close()
         for thread in list(Handler.threads):
-            thread.join(max(0, last - time.time()))
-        if signal.getsignal(number) != self.handle:  # the model's own, in the main thread
-            self.armed.wait(max(0, last - time.time()))
+            thread.join(max(0, last - time.monotonic()))
+        has_handler = signal.getsignal(number) != self.handle  # the model's, in the main thread
+        while has_handler and not self.armed and time.monotonic() < last:
+            time.sleep(0.05)
         at_exit = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # not by _exit()
         at_exit.start()
-        at_exit.join(max(EXIT_SECONDS, last - time.time()))
+        at_exit.join(max(EXIT_SECONDS, last - time.monotonic()))
         os._exit(0)  # pragma: no cover, as coverage has ended
 
 
@@ -1402,7 +1420,10 @@ def fork_and_forget(  # pragma: no cover, Python 3.6
     try:
         pid = fork()
     finally:
-        unblock() if pid else forget()
+        if pid:
+            unblock()
+        else:
+            forget()
     return pid
 
 

@@ -192,6 +192,7 @@ class TestApps:
             "late",
             "late, by another",
             "exit",
+            "failure",
             "serial",
             "serial, joined",
             "asyncio",
@@ -225,6 +226,8 @@ class TestApps:
             assert len(process.request("GET", "/large").body) == 40_000_000
             assert process.run(web("/exit"))["error"]["statusCode"] == 500
             assert process.run(web("/"))["statusCode"] == 200
+            assert process.request("GET", "/endless").status == 500
+            assert process.request("GET", "/").status == 200
 
     def test_should_not_keep_others_waiting_for_a_slow_client(self, stack: str) -> None:
         with (

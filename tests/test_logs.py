@@ -3,9 +3,17 @@ streams."""
 
 from __future__ import annotations
 
+import fcntl
+import signal
 import socket
+import subprocess
+import sys
+import termios
+import time
+from typing import Any
 
 from conftest import (
+    ROOT,
     SENTINEL,
     Process,
     text_of,
@@ -58,3 +66,28 @@ class TestLogs:
             printed = flask_app.rest(lines).splitlines()
             assert printed.count(SENTINEL) == 100
             assert [line for line in printed if SENTINEL in line and line != SENTINEL] == []
+
+    def test_should_have_all_that_is_printed_while_signals_come(self, stack: str) -> None:
+        """The signal interrupts a write to a pipe that is full."""
+        code = (
+            "import openwhisk, signal",
+            "signal.signal(signal.SIGUSR1, lambda *_: None)",
+            "openwhisk.STDOUT.text.write(1_000_000 * 'x')",
+        )
+        with subprocess.Popen(
+            [stack, "-c", "\n".join(code)], cwd=ROOT, stdout=subprocess.PIPE
+        ) as printing:
+            assert printing.stdout
+            full, deadline = fcntl.fcntl(printing.stdout, F_GETPIPE_SZ), time.monotonic() + 60
+            while waiting_in(printing.stdout) < full:
+                assert time.monotonic() < deadline
+            printing.send_signal(signal.SIGUSR1)
+            assert len(printing.stdout.read()) == 1_000_000
+
+
+F_GETPIPE_SZ = 1032  # of Linux
+
+
+def waiting_in(pipe: Any) -> int:
+    """How many bytes of it nobody has read yet."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)

@@ -732,7 +732,8 @@ class TestBasePath:
             (b'{"a": {"swagger": "2", "basePath": "/v1"}}', "/ocr", {}),
             (b'{"swagger": 0.9}', "/ocr", {}),
             (b'{"swagger": "2.0", "basePath": 1}', "/ocr", {}),
-            (b'{"swagger": "2.0", "basePath": "\\/v1"}', "/ocr", {}),
+            (b'{"swagger": "2.0", "basePath": "\\/v1"}', "/ocr", {"basePath": "/ocr/v1"}),
+            (b'{"swagger": "2.0", "basePath": "\\u002fv1"}', "/ocr", {}),
             (
                 b'{"example": {"basePath": "/v1"}, "basePath" : "/v1", "swagger": "2.0"}',
                 "/ocr",

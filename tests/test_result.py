@@ -269,6 +269,21 @@ class TestResult:
         assert result["headers"] == {"Content-Type": carried}
         assert base64.b64decode(result["body"]) == b"\x89PNG"
 
+    @pytest.mark.parametrize("name", ["accept", "accept_encoding"])
+    def test_should_come_soon_whatever_the_caller_accepts(
+        self, recorder: Process, name: str
+    ) -> None:
+        """Werkzeug would take minutes for so many spaces."""
+        text = "application/json" + " " * 500_000 + "gzip"
+        result = recorder.run(
+            web(
+                "/x",
+                query=answering(200, [["Content-Type", "application/json"]], b"{}"),
+                **{name: text},
+            )
+        )
+        assert (result["statusCode"], result["body"]) == (200, "{}")
+
     def test_should_be_a_redirect_or_an_error_whatever_the_caller_accepts(
         self, recorder: Process
     ) -> None:

@@ -175,6 +175,32 @@ class TestSignals:
             process.run(web("/"))
             process.until("SIGUSR1", process.out)
 
+    def test_should_leave_the_model_loaded_whatever_their_handlers_raise(
+        self, stack: str, tmp_path: Path
+    ) -> None:
+        """The two come at once, as the process is stopped meanwhile."""
+        lines = (
+            "import signal",
+            "from flask import Flask",
+            "def fail(*_):",
+            "    print('fails')",
+            "    raise RuntimeError",
+            "signal.signal(signal.SIGUSR1, fail)",
+            "signal.signal(signal.SIGUSR2, fail)",
+            "app = Flask(__name__)",
+            "app.add_url_rule('/', view_func=lambda: 'loaded')",
+            "app.run()",
+        )
+        (tmp_path / "app.py").write_text("\n".join(lines))
+        with running(start_container(stack, tmp_path)) as process:
+            process.post("/init", {"value": {}})
+            for number in (signal.SIGSTOP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT):
+                process.popen.send_signal(number)
+            for _ in range(2):
+                process.until("fails", process.out)
+            assert text_of(process.run(web("/"))) == "loaded"
+            assert process.stop() == 0
+
     def test_should_let_the_models_own_handler_finish(self, stack: str, tmp_path: Path) -> None:
         lines = (
             "import signal, time",

@@ -78,6 +78,11 @@ def large() -> bytes:
     return bytes(40_000_000)
 
 
+@app.route("/endless")
+def endless() -> Any:
+    return iter(lambda: bytes(1_000_000), None)
+
+
 @app.route("/exit")
 def leave() -> str:
     sys.exit("secret")
@@ -157,6 +162,10 @@ if __name__ == "__main__":
     elif how == "exit":
         thread(app, daemon=False, seconds=0.2)
         sys.exit()
+    elif how == "failure":
+        thread(app, daemon=False)
+        time.sleep(0.2)
+        raise RuntimeError("which does not end the other thread")
     elif how == "exit with an error":
         thread(app, daemon=False, seconds=0.5)
         sys.exit("no weights")
