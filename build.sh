@@ -111,7 +111,7 @@ cleanup() {
     for job in $(jobs -p); do kill -- "-$job" 2>/dev/null || true; done
     wait
     for container in $(docker ps -aq --filter "label=build=$work"); do docker rm -f "$container" >/dev/null 2>&1 || true; done
-    rm -rf "$work/context" "$work/lock" "$work/slots" "$work"/*.row
+    rm -rf "$work/context" "$work/lock" "$work/slots" "$work"/*.row "$work"/*.Dockerfile
     rmdir "$work" 2>/dev/null || true # logs of failures stay
 }
 trap cleanup EXIT

@@ -35,6 +35,7 @@ import types
 import zlib
 from concurrent.futures import Future
 from http.server import HTTPServer
+from importlib.machinery import SourceFileLoader
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Set, Tuple, Union
 from urllib.parse import quote, unquote, urlencode
 
@@ -359,8 +360,8 @@ def base_path(message: Record, settings: Dict[str, str]) -> str:
             if found:
                 return found.group(1)
             log("The base path %.200r is ignored: it should be like /models/ocr." % path)
-    name = message.get("action_name") or os.environ.get("__OW_ACTION_NAME", "/guest/action")
-    return action_path(name)
+    name = message.get("action_name") or os.environ.get("__OW_ACTION_NAME")
+    return action_path(name or "/guest/action")
 
 
 @functools.lru_cache(CACHED)
@@ -582,10 +583,7 @@ GZIP_BYTES, GZIP_PART = 1000, 0.7
 PIECE = 3 << 16
 UTF_8 = ("", "utf-8", "utf8")
 
-# JSONEncoder.encode makes one for each text, half of its 1.7 us.
-json_parts = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
-    None, None, json.encoder.encode_basestring, None, ": ", ", ", False, False, False
-)
+to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False).encode
 Fields = Dict[str, List[str]]  # by a header's name in lower case: its name, and its texts
 
 
@@ -695,26 +693,29 @@ def below_base(path: str, base: str) -> str:
 
 
 def schema_of(body: bytes) -> Record:
-    """The schema of Swagger 2 that it is; empty if it is none."""
+    """The schema of Swagger 2 or OpenAPI 3 that it is; empty if it is none."""
     try:
         schema = from_json(body.decode())
     except (ValueError, RecursionError):
         return {}
-    is_schema = isinstance(schema, dict) and str(schema.get("swagger")).startswith("2")
-    return schema if is_schema else {}
+    if not isinstance(schema, dict):
+        return {}
+    version = str(schema.get("swagger") or schema.get("openapi"))
+    return schema if version[:1] in "23" else {}
 
 
 def with_base_in_schema(body: bytes, environ: Record) -> bytes:
-    """With the basePath that the model has for this caller, if it is a schema."""
+    """With the path that the model has for this caller, if it is a schema."""
     schema = schema_of(body)
     own = schema.get("basePath", "")
-    if not schema or not isinstance(own, str):
+    if not schema or "servers" in schema or not isinstance(own, str):
         return body
     base, folder = quoted(environ["SCRIPT_NAME"]), quoted(environ["PATH_INFO"]).rpartition("/")[0]
     is_restx = RESTX.intersection(sys.modules) and own.endswith(folder)
     path = base + folder if is_restx else below_base(own.rstrip("/"), base)
-    if path and "basePath" not in schema:  # flasgger's; its Swagger UI would call beside the action
-        return body.replace(b"{", b'{"basePath": "%s", ' % path.encode(), 1)
+    if path and "basePath" not in schema:  # whose Swagger UI would call beside the action
+        member = b'"basePath": "%s"' if "swagger" in schema else b'"servers": [{"url": "%s"}]'
+        return body.replace(b"{", b"{" + member % path.encode() + b", ", 1)
     changed = {**schema, "basePath": path or "/"}
     for found in BASE_IN_SCHEMA.finditer(body):  # the examples in it may have others
         text = body[: found.start(1)] + (path or "/").encode() + body[found.end(1) :]
@@ -867,7 +868,7 @@ def serialize(result: Record, limit: int = 0) -> Tuple[int, Iterable[bytes]]:
     Raises NoAnswerError over the limit (bytes, 0: none), ValueError for NaN, which is not JSON.
     """
     body = result["body"] if isinstance(result.get("body"), bytes) else b""
-    text = "".join(json_parts(dict(result, body="") if body else result, 0))
+    text = to_json(dict(result, body="") if body else result)
     data = text.encode("utf-8", "backslashreplace")  # a lone surrogate becomes JSON's escape
     size = len(data) + (len(body) + 2) // 3 * 4
     if 0 < limit < size:
@@ -1101,7 +1102,7 @@ class Proxy:
         status, headers, body = call(self.model.app, environ)
         if environ["REQUEST_METHOD"] == "HEAD":
             body = call(self.model.app, {**environ, "REQUEST_METHOD": "GET"})[2]
-        if environ["PATH_INFO"].endswith(".json") and b'"swagger"' in body:
+        if environ["PATH_INFO"].endswith(".json"):
             body = with_base_in_schema(body, environ)
         return status, with_base(headers, environ), body
 
@@ -1175,20 +1176,19 @@ class Model:
         self.stay(time.sleep)
 
     def run_script(self, command: List[str]) -> None:
-        """A script and its arguments, as Python would; raises what the script raises, and
+        """A script and its arguments, as Python does; raises what the script raises, and
         RuntimeError at its end."""
         sys.argv[:] = command
         script = os.path.abspath(command[0])
         sys.path.insert(0, os.path.dirname(os.path.realpath(script)))
         with contextlib.suppress(ImportError):  # what Flask's run() prints is wrong here
             importlib.import_module("flask.cli").show_server_banner = lambda *_: None  # type: ignore
-        with open(script, "rb") as file:
-            code = compile(file.read(), script, "exec", dont_inherit=True)
+        loader = SourceFileLoader("__main__", script)
         main = types.ModuleType("__main__")
-        main.__dict__.update(__file__=script, __builtins__=builtins)
+        main.__dict__.update(__file__=script, __loader__=loader, __builtins__=builtins)
         sys.modules["__main__"] = main  # as unpickling looks there, also when the script has ended
         try:
-            exec(code, main.__dict__)
+            exec(loader.source_to_code(loader.get_data(script), script), main.__dict__)
         except SystemExit as error:
             if error.code:
                 raise
@@ -1444,7 +1444,8 @@ def main() -> None:
         print(__version__)
         return
     settings = read_settings()
-    sys.stdout, sys.stderr = STDOUT.text, STDERR.text
+    sys.stdout = sys.__stdout__ = STDOUT.text  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = STDERR.text  # type: ignore[misc]
     model = Model()
     server = listen(int(settings["PORT"]), Proxy(model, settings))
     model.load(settings["WSGI_APP"], Stop(server).arm)

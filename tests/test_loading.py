@@ -273,6 +273,21 @@ class TestApps:
         with running(start_container(sys.executable, tmp_path, FLASK_SKIP_DOTENV=skip)) as process:
             assert text_of(process.run(web("/"))) == ("none" if skip else "42")
 
+    def test_should_find_what_is_beside_its_script(self, stack: str, tmp_path: Path) -> None:
+        """By the loader of `__main__`, as Jinja's PackageLoader does."""
+        (tmp_path / "settings.txt").write_text("beside")
+        lines = (
+            "import os",
+            "from flask import Flask",
+            "app = Flask(__name__)",
+            "path = os.path.join(os.path.dirname(__file__), 'settings.txt')",
+            "app.add_url_rule('/', view_func=lambda: __loader__.get_data(path))",
+            "app.run()",
+        )
+        (tmp_path / "app.py").write_text("\n".join(lines))
+        with running(start_container(stack, tmp_path)) as process:
+            assert text_of(process.run(web("/"))) == "beside"
+
     @pytest.mark.parametrize("folder", ["", "script/"])
     def test_should_be_that_of_any_script(self, stack: str, folder: str) -> None:
         """With its arguments, and with what is beside it."""
