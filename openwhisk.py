@@ -693,29 +693,26 @@ def below_base(path: str, base: str) -> str:
 
 
 def schema_of(body: bytes) -> Record:
-    """The schema of Swagger 2 or OpenAPI 3 that it is; empty if it is none."""
+    """The schema of Swagger 2 that it is; empty if it is none."""
     try:
         schema = from_json(body.decode())
     except (ValueError, RecursionError):
         return {}
-    if not isinstance(schema, dict):
-        return {}
-    version = str(schema.get("swagger") or schema.get("openapi"))
-    return schema if version[:1] in "23" else {}
+    is_schema = isinstance(schema, dict) and str(schema.get("swagger")).startswith("2")
+    return schema if is_schema else {}
 
 
 def with_base_in_schema(body: bytes, environ: Record) -> bytes:
-    """With the path that the model has for this caller, if it is a schema."""
+    """With the basePath that the model has for this caller, if it is a schema."""
     schema = schema_of(body)
     own = schema.get("basePath", "")
-    if not schema or "servers" in schema or not isinstance(own, str):
+    if not schema or not isinstance(own, str):
         return body
     base, folder = quoted(environ["SCRIPT_NAME"]), quoted(environ["PATH_INFO"]).rpartition("/")[0]
     is_restx = RESTX.intersection(sys.modules) and own.endswith(folder)
     path = base + folder if is_restx else below_base(own.rstrip("/"), base)
-    if path and "basePath" not in schema:  # whose Swagger UI would call beside the action
-        member = b'"basePath": "%s"' if "swagger" in schema else b'"servers": [{"url": "%s"}]'
-        return body.replace(b"{", b"{" + member % path.encode() + b", ", 1)
+    if path and "basePath" not in schema:  # flasgger's; its Swagger UI would call beside the action
+        return body.replace(b"{", b'{"basePath": "%s", ' % path.encode(), 1)
     changed = {**schema, "basePath": path or "/"}
     for found in BASE_IN_SCHEMA.finditer(body):  # the examples in it may have others
         text = body[: found.start(1)] + (path or "/").encode() + body[found.end(1) :]
