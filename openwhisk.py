@@ -194,10 +194,15 @@ C_VARIABLES: Dict[str, Any] = {}
 putenv = ctypes.PyDLL(None).putenv
 
 
+def first_line(text: str) -> str:
+    """Of what a caller's header was: the controller may take the next header along after a byte
+    that is not UTF-8 (tests/recordings/README.md)."""
+    return text.partition("\r")[0]
+
+
 def checked(variables: Record) -> Dict[str, str]:
     """OpenWhisk's names, ids and times as texts; raises ValueError for what can be none."""
-    # As in `header_text`, the next line of a caller's headers may belong to it.
-    texts = {name: str(value).partition("\r")[0] for name, value in variables.items()}
+    texts = {name: first_line(str(value)) for name, value in variables.items()}
     for name, text in texts.items():
         is_line = type(variables[name]) in (int, str) and not CONTROL_CHARACTER.search(text)
         if not is_line or len(text.encode()) > ID_BYTES:
@@ -210,7 +215,7 @@ def checked(variables: Record) -> Dict[str, str]:
 def export(variables: Dict[str, str]) -> None:
     """Into os.environ, and into the environment that child processes get."""
     for name, text in variables.items():
-        if name not in C_VARIABLES:
+        if name not in C_VARIABLES:  # the first buffer stays, though two activations come at once
             C_VARIABLES.setdefault(name, ctypes.create_string_buffer(ID_BYTES + 100))
         C_VARIABLES[name].value = (name + "=" + text).encode()
         putenv(C_VARIABLES[name])  # again and again, as the model may have changed os.environ
@@ -378,14 +383,13 @@ def wsgi_text(text: str) -> str:
     return text if is_ascii(text) else text.encode("utf-8", "replace").decode("latin-1")
 
 
-# What the controller makes of bytes that are not UTF-8, U+FFE9 of 0xE9; it may take the next line
-# along (tests/recordings/README.md).
+# What the controller makes of bytes that are not UTF-8: U+FFE9 of 0xE9.
 NOT_UTF_8 = re.compile("([\uffc0-\ufff7][\uff80-\uffff]*)")
 
 
 def header_text(text: str) -> str:
     """A header's bytes as the caller sent them, in the shape of latin-1."""
-    parts = NOT_UTF_8.split(text.partition("\r")[0])
+    parts = NOT_UTF_8.split(first_line(text))
     parts[0::2] = map(wsgi_text, parts[0::2])
     parts[1::2] = ("".join(chr(ord(one) - 0xFF00) for one in part) for part in parts[1::2])
     return "".join(parts)
@@ -551,9 +555,9 @@ class OneAtATime:
         has_end = environ.get("wsgi.input_terminated")
         size = -1 if has_end else max(0, int(environ.get("CONTENT_LENGTH") or 0))
         body = environ["wsgi.input"].read(size)  # here, so that nobody waits for a slow client
-        limit = environ.get(LIMIT_KEY, HTTP_LIMIT)
-        own = {"wsgi.input": io.BytesIO(body), "wsgi.multithread": False, LIMIT_KEY: limit}
-        self.calls.put((future, {**environ, **own}))
+        environ.update({"wsgi.input": io.BytesIO(body), "wsgi.multithread": False})
+        environ.setdefault(LIMIT_KEY, HTTP_LIMIT)
+        self.calls.put((future, environ))
         status, headers, answer = future.result()
         start_response(status, headers)
         return [answer]
@@ -664,8 +668,6 @@ def cors_headers(cors: str, environ: Record) -> Record:
 # Of a URL what stands before its path, if that is there, and the host, if that is.
 BEFORE_PATH = re.compile(r"(?:https?://([^/?#]*))?(?=/)(?!//)")
 DEFAULT_PORT = re.compile(r":(80|443)\Z")  # which Werkzeug leaves out
-BASE_IN_SCHEMA = re.compile(rb'"basePath"\s*:\s*"((?:[^"\\]|\\/)*)"')
-RESTX = {"flask_restx", "flask_restplus"}  # whose basePath is for ever that of the first request
 COOKIE_PATH = re.compile(r"(;\s*path=)(/[^;\s]+)", re.IGNORECASE)
 
 
@@ -692,8 +694,14 @@ def below_base(path: str, base: str) -> str:
     return path if is_below else base + path
 
 
+BASE_IN_SCHEMA = re.compile(rb'"basePath"\s*:\s*"((?:[^"\\]|\\/)*)"')
+RESTX = {"flask_restx", "flask_restplus"}  # whose basePath is for ever that of the first request
+
+
 def schema_of(body: bytes) -> Record:
     """The schema of Swagger 2 that it is; empty if it is none."""
+    if b'"swagger"' not in body:
+        return {}
     try:
         schema = from_json(body.decode())
     except (ValueError, RecursionError):
@@ -713,11 +721,11 @@ def with_base_in_schema(body: bytes, environ: Record) -> bytes:
     path = base + folder if is_restx else below_base(own.rstrip("/"), base)
     if path and "basePath" not in schema:  # flasgger's; its Swagger UI would call beside the action
         return body.replace(b"{", b'{"basePath": "%s", ' % path.encode(), 1)
-    changed = {**schema, "basePath": path or "/"}
+    path = path or "/"
     for found in BASE_IN_SCHEMA.finditer(body):  # the examples in it may have others
-        text = body[: found.start(1)] + (path or "/").encode() + body[found.end(1) :]
-        if schema_of(text) == changed:
-            return text
+        changed = body[: found.start(1)] + path.encode() + body[found.end(1) :]
+        if schema_of(changed) == {**schema, "basePath": path}:
+            return changed
     return body
 
 
@@ -1062,8 +1070,9 @@ class Proxy:
         return Activation(value, environ, "" if is_plain else settings["CORS"], is_plain)
 
     def run(self, activation: Activation) -> Record:
-        """environ -> app -> result. What does not reach the app: a preflight that CORS answers, and
-        what comes before the model is loaded, or though it has failed; or malformed, `activation`.
+        """environ -> app -> result. What does not reach the app: a message that `activation` takes
+        for malformed, a preflight that CORS answers, and what comes before the model is loaded, or
+        though it has failed.
 
         Raises NoAnswerError, and what the app raises.
         """
@@ -1169,7 +1178,7 @@ class Model:
             if self.app is None:
                 sentence = LOAD_FAILED % (source, type(error).__name__, error)
                 server = server_of(frame for frame, _ in traceback.walk_tb(error.__traceback__))
-                self.fail(OTHER_SERVER % server if server else sentence)  # this port is taken
+                self.fail(OTHER_SERVER % server if server else sentence)  # it has found PORT taken
         self.stay(time.sleep)
 
     def run_script(self, command: List[str]) -> None:

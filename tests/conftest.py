@@ -346,6 +346,12 @@ def start_container(stack: str, app: Path, *arguments: str, **env: str) -> Proce
     return Process(*command, cwd=app, port=port, env=env).wait_ready()
 
 
+def start_script(stack: str, folder: Path, *lines: str, **env: str) -> Process:
+    """openwhisk.py with an app.py of these lines."""
+    (folder / "app.py").write_text("\n".join(lines))
+    return start_container(stack, folder, **env)
+
+
 @pytest.fixture(scope="session")
 def recorder(stack: str) -> Iterator[Process]:
     with running(start_container(stack, LIVE_APPS / "recorder", WSGI_APP="app:app")) as process:

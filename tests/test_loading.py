@@ -22,6 +22,7 @@ from conftest import (
     free_port,
     running,
     start_container,
+    start_script,
     text_of,
     web,
     web_action,
@@ -269,8 +270,8 @@ class TestApps:
     def test_should_have_its_env_files(self, tmp_path: Path, skip: str) -> None:
         """As `Flask.run` loads them where python-dotenv is installed."""
         (tmp_path / ".env").write_text("MY_KEY=42")
-        (tmp_path / "app.py").write_text(ENV_APP)
-        with running(start_container(sys.executable, tmp_path, FLASK_SKIP_DOTENV=skip)) as process:
+        container = start_script(sys.executable, tmp_path, ENV_APP, FLASK_SKIP_DOTENV=skip)
+        with running(container) as process:
             assert text_of(process.run(web("/"))) == ("none" if skip else "42")
 
     def test_should_find_what_is_beside_its_script(self, stack: str, tmp_path: Path) -> None:
@@ -284,8 +285,7 @@ class TestApps:
             "app.add_url_rule('/', view_func=lambda: __loader__.get_data(path))",
             "app.run()",
         )
-        (tmp_path / "app.py").write_text("\n".join(lines))
-        with running(start_container(stack, tmp_path)) as process:
+        with running(start_script(stack, tmp_path, *lines)) as process:
             assert text_of(process.run(web("/"))) == "beside"
 
     @pytest.mark.parametrize("folder", ["", "script/"])
@@ -303,8 +303,7 @@ class TestApps:
             assert f"nowhere.py in {place}: FileNotFoundError" in error
 
     def test_should_be_named_though_its_module_runs_it(self, stack: str, tmp_path: Path) -> None:
-        (tmp_path / "app.py").write_text(ENV_APP)
-        with running(start_container(stack, tmp_path, WSGI_APP="app:app")) as process:
+        with running(start_script(stack, tmp_path, ENV_APP, WSGI_APP="app:app")) as process:
             assert text_of(process.run(web("/"))) == "none"
 
     def test_should_be_free_to_start_and_stop_processes(self, stack: str) -> None:
@@ -354,8 +353,8 @@ class TestWsgiApp:
         assert callable(openwhisk.app_of("builtins:dict"))
 
     def test_should_refuse_a_coroutine(self, stack: str, tmp_path: Path) -> None:
-        (tmp_path / "app.py").write_text("async def app(environ, start_response):\n    pass\n")
-        with running(start_container(stack, tmp_path, WSGI_APP="app:app")) as process:
+        lines = ("async def app(environ, start_response):", "    pass")
+        with running(start_script(stack, tmp_path, *lines, WSGI_APP="app:app")) as process:
             assert "need forward.py" in process.post("/init", {"value": {}}).json["error"]
 
     def test_should_refuse_an_asgi_app_and_name_forward(self) -> None:

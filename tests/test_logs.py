@@ -20,6 +20,13 @@ from conftest import (
     web,
 )
 
+F_GETPIPE_SZ = 1032  # of Linux
+
+
+def waiting_in(pipe: Any) -> int:
+    """How many bytes of it nobody has read yet."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
 
 class TestLogs:
     def test_should_end_each_activation_with_the_sentinel_on_a_line_of_its_own(
@@ -83,11 +90,3 @@ class TestLogs:
                 assert time.monotonic() < deadline
             printing.send_signal(signal.SIGUSR1)
             assert len(printing.stdout.read()) == 1_000_000
-
-
-F_GETPIPE_SZ = 1032  # of Linux
-
-
-def waiting_in(pipe: Any) -> int:
-    """How many bytes of it nobody has read yet."""
-    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)

@@ -23,6 +23,7 @@ from conftest import (
     request,
     running,
     start_container,
+    start_script,
     text_of,
     web,
 )
@@ -660,10 +661,9 @@ class TestBasePath:
         self, stack: str, tmp_path: Path, first: str, method: str
     ) -> None:
         """flask-restx keeps the basePath of its first request, or of the first that it validates."""
-        (tmp_path / "app.py").write_text(RESTX_APP)
         body = base64.b64encode(b'{"a": 1}').decode() if method == "post" else ""
         headers = {"content_type": "application/json", "x_forwarded_prefix": "/evil"}
-        with running(start_container(stack, tmp_path)) as process:
+        with running(start_script(stack, tmp_path, RESTX_APP)) as process:
             for number in range(101):
                 process.run(web("/x", x_forwarded_prefix=f"/{number}"))
             assert process.run(web(first, method, body, **headers))["statusCode"] == 200
@@ -686,9 +686,9 @@ class TestBasePath:
                 'from flask import Blueprint\nfolder = Blueprint("v1", __name__, url_prefix="/api/v1")\n'
                 "api = Api(folder)\napp.register_blueprint(folder)"
             )
-        (tmp_path / "app.py").write_text(RESTX_APP.replace("api = Api(app)", below))
         path, evil = "/api/v1/swagger.json", {"x_forwarded_prefix": "/evil"}
-        with running(start_container(stack, tmp_path)) as process:
+        script = RESTX_APP.replace("api = Api(app)", below)
+        with running(start_script(stack, tmp_path, script)) as process:
             process.post("/init", {"value": {}})
             if first == "own":
                 assert process.request("GET", path).json["basePath"] == "/api/v1"

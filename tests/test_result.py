@@ -23,6 +23,7 @@ from conftest import (
     free_port,
     running,
     start_container,
+    start_script,
     text_of,
     web,
 )
@@ -161,8 +162,7 @@ class TestResult:
     def test_should_be_to_a_head_as_to_a_get_if_the_app_changes_its_environ(
         self, stack: str, tmp_path: Path
     ) -> None:
-        (tmp_path / "app.py").write_text(MOUNTED)
-        with running(start_container(stack, tmp_path, WSGI_APP="app:app")) as process:
+        with running(start_script(stack, tmp_path, MOUNTED, WSGI_APP="app:app")) as process:
             get, head = (process.run(web("/sub/big", method)) for method in ("get", "head"))
             assert (get["statusCode"], len(get["body"])) == (200, 800_000)
             assert head == get
@@ -171,8 +171,7 @@ class TestResult:
             assert (page["statusCode"], page["body"]) == (200, "/")
 
     def test_should_have_the_headers_that_a_head_has(self, stack: str, tmp_path: Path) -> None:
-        (tmp_path / "app.py").write_text(OWN_HEADERS)
-        with running(start_container(stack, tmp_path, WSGI_APP="app:app")) as process:
+        with running(start_script(stack, tmp_path, OWN_HEADERS, WSGI_APP="app:app")) as process:
             result = process.run(web("/x", "head"))
             assert (result["headers"]["X-Method"], result["body"]) == ("HEAD", "whole")
             assert result["headers"]["X-Number"] == "1"  # as Werkzeug's server writes it
@@ -203,9 +202,9 @@ class TestResult:
     def test_should_not_be_made_up_for_a_head_without_a_limit(
         self, stack: str, tmp_path: Path
     ) -> None:
-        (tmp_path / "app.py").write_text(MOUNTED.replace('"600000"', "str(10 ** 14)"))
         env = {"WSGI_APP": "app:app", "RESULT_LIMIT": "0"}
-        with running(start_container(stack, tmp_path, **env)) as process:
+        script = MOUNTED.replace('"600000"', "str(10 ** 14)")
+        with running(start_script(stack, tmp_path, script, **env)) as process:
             assert process.run(web("/sub/big", "head"))["statusCode"] == 200
 
     @pytest.mark.stacks(2)
@@ -275,13 +274,8 @@ class TestResult:
     ) -> None:
         """Werkzeug would take minutes for so many spaces."""
         text = "application/json" + " " * 500_000 + "gzip"
-        result = recorder.run(
-            web(
-                "/x",
-                query=answering(200, [["Content-Type", "application/json"]], b"{}"),
-                **{name: text},
-            )
-        )
+        query = answering(200, [["Content-Type", "application/json"]], b"{}")
+        result = recorder.run(web("/x", query=query, **{name: text}))
         assert (result["statusCode"], result["body"]) == (200, "{}")
 
     def test_should_be_a_redirect_or_an_error_whatever_the_caller_accepts(

@@ -19,6 +19,7 @@ from conftest import (
     free_port,
     running,
     start_container,
+    start_script,
     text_of,
     web,
 )
@@ -169,8 +170,7 @@ class TestSignals:
             "    start_response('200 OK', [])",
             "    return []",
         )
-        (tmp_path / "app.py").write_text("\n".join(lines))
-        with running(start_container(stack, tmp_path, WSGI_APP="app:app")) as process:
+        with running(start_script(stack, tmp_path, *lines, WSGI_APP="app:app")) as process:
             process.post("/init", {"value": {}})
             process.run(web("/"))
             process.until("SIGUSR1", process.out)
@@ -191,8 +191,7 @@ class TestSignals:
             "app.add_url_rule('/', view_func=lambda: 'loaded')",
             "app.run()",
         )
-        (tmp_path / "app.py").write_text("\n".join(lines))
-        with running(start_container(stack, tmp_path)) as process:
+        with running(start_script(stack, tmp_path, *lines)) as process:
             process.post("/init", {"value": {}})
             for number in (signal.SIGSTOP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT):
                 process.popen.send_signal(number)
@@ -212,8 +211,7 @@ class TestSignals:
             "    start_response('200 OK', [])",
             "    return []",
         )
-        (tmp_path / "app.py").write_text("\n".join(lines))
-        with running(start_container(stack, tmp_path, WSGI_APP="app:app")) as process:
+        with running(start_script(stack, tmp_path, *lines, WSGI_APP="app:app")) as process:
             process.post("/init", {"value": {}})
             assert process.stop() == 0
             assert process.rest(process.out) == "saved\n"
@@ -246,8 +244,7 @@ class TestSignals:
             "threading.Timer(1, print, ['loading']).start()",
             "hashlib.pbkdf2_hmac('sha256', b'', b'', 2 ** 31 - 1)",
         )
-        (tmp_path / "app.py").write_text("\n".join(lines))
-        with running(start_container(stack, tmp_path)) as process:
+        with running(start_script(stack, tmp_path, *lines)) as process:
             process.until("loading", process.out)
             process.popen.send_signal(signal.SIGTERM)
             assert process.popen.wait(timeout=10) == 0
