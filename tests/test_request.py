@@ -747,6 +747,9 @@ class TestBasePath:
         query = answering(200, JSON, openapi)
         value = web("/swagger.json", method, query=query, x_forwarded_prefix="/ocr")
         assert json.loads(text_of(recorder.run(value))) == json.loads(openapi)
+        for cut_short in (b'{"swagger": "2.0"', b'{"swagger": ' + b"[" * 100_000):
+            value["__ow_query"] = answering(200, JSON, cut_short)
+            assert text_of(recorder.run(value)) == cut_short.decode()
 
     @pytest.mark.parametrize(
         ("location", "base", "expected"),
