@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests and checks, with this machine's Python, in about two minutes.
+# The tests and checks, with this machine's Python, in about three minutes.
 # --all: also with Docker, with each stack of requirements/stacks that this machine has a Python for, and more
 # generated cases.
 set -euo pipefail
