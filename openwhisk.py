@@ -443,7 +443,8 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     if not port.isdecimal():
         name, port = host, "443" if https else "80"
     uri = quoted(base) + path + ("?" + query if query else "")
-    environ: Record = {
+    environ = {
+        **http_variables(headers),
         "REQUEST_METHOD": wsgi_text(method),
         "SCRIPT_NAME": base,
         "PATH_INFO": unquote(path, "latin-1"),
@@ -453,6 +454,9 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
         "SERVER_NAME": name,
         "SERVER_PORT": port,
         "SERVER_PROTOCOL": "HTTP/1.1",
+        "HTTP_HOST": host,
+        # Of the platform's proxy; those before it are hearsay.
+        "REMOTE_ADDR": headers.get("x-forwarded-for", "").rpartition(",")[2].strip(),
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": "https" if https else "http",
         "wsgi.input": stream,
@@ -461,15 +465,11 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
     }
-    environ.update(http_variables(headers))
-    environ["HTTP_HOST"] = host
     if len(body) or method in ("POST", "PUT", "PATCH"):
         environ["CONTENT_LENGTH"] = str(len(body))
         environ["wsgi.input_terminated"] = True  # spares the app counting, as under gunicorn
     if "__ow_user" in value:
         environ["REMOTE_USER"] = wsgi_text(value["__ow_user"])
-    # Of the platform's proxy; those before it are hearsay.
-    environ["REMOTE_ADDR"] = headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
     if "HTTP_IF_MATCH" in environ:  # has an ETag which `compress` has made weak
         environ["HTTP_IF_MATCH"] = environ["HTTP_IF_MATCH"].replace('W/"', '"')
     return environ
@@ -591,20 +591,10 @@ to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=F
 Fields = Dict[str, List[str]]  # by a header's name in lower case: its name, and its texts
 
 
-def with_headers(result: Record, extra: Record) -> Record:
-    """The result, with more headers; changes it. One of an invocation without HTTP gets none."""
-    if extra:
-        headers = result.get("error", result)["headers"]
-        if "Vary" in headers:
-            headers["vary"] = headers.pop("Vary")  # two of one header are two of its names in JSON
-        headers.update(extra)
-    return result
-
-
-def failure(error: NoAnswerError) -> Record:
+def failure(error: NoAnswerError, added: Record) -> Record:
     """A result that the caller sees as this status and JSON, and that counts as a failure."""
     headers, body = {"Content-Type": "application/json"}, json.dumps({"error": str(error)})
-    return {"error": {"statusCode": error.status, "headers": headers, "body": body}}
+    return {"error": {"statusCode": error.status, "headers": {**headers, **added}, "body": body}}
 
 
 def malformed(error: Exception) -> NoAnswerError:
@@ -614,7 +604,11 @@ def malformed(error: Exception) -> NoAnswerError:
 
 
 def result_of(
-    response: Response, accept_encoding: str = "", cors: str = "", accept: str = ""
+    response: Response,
+    accept_encoding: str = "",
+    accept: str = "",
+    cors: str = "",
+    added: Iterable[Tuple[str, str]] = (),
 ) -> Record:
     """The result that the controller makes the app's response of (tests/recordings/responses.json).
 
@@ -623,8 +617,10 @@ def result_of(
     """
     status_line, header_list, body = response
     status, fields = int(status_line.split(None, 1)[0]), fields_of(header_list)
-    if cors != "app":
+    if cors != "app":  # instead of the model's there is one of the controller, or of ours
         fields.pop("access-control-allow-origin", None)
+    for name, text in added:
+        fields.setdefault(name.lower(), [name]).append(text)
     if not 200 <= status <= 599:
         sentence = "The model answered with status %d, which OpenWhisk does not pass on."
         raise NoAnswerError(500, sentence % status)
@@ -645,13 +641,11 @@ def result_of(
     return {"error": result}
 
 
-NO_CORS = ("", "app")  # settings that leave it to the controller, or to the model
-
-
 def cors_headers(cors: str, environ: Record) -> Record:
     """What lets a page of another origin call an action with the annotation web-custom-options, to
-    whose answers the controller adds nothing: https://fetch.spec.whatwg.org/#http-cors-protocol."""
-    if cors in NO_CORS:
+    whose answers the controller adds nothing: https://fetch.spec.whatwg.org/#http-cors-protocol.
+    Empty where the setting leaves it to the controller, or to the model."""
+    if cors in ("", "app"):
         return {}
     origin = "*" if cors == "*" else environ.get("HTTP_ORIGIN", "")
     vary = {} if cors == "*" else {"Vary": "Origin"}
@@ -982,6 +976,7 @@ class Activation(NamedTuple):
     value: Record  # of the message
     environ: Record
     cors: str  # the setting
+    cors_headers: Record  # of every answer
     is_plain: bool  # an invocation without HTTP, which has only parameters
 
 
@@ -1008,20 +1003,20 @@ class Proxy:
 
     def answer(self, endpoint: str, request: Record) -> Tuple[str, int, Iterable[bytes]]:
         """The status, and the size and pieces of a JSON object, whatever comes; ends the log."""
-        extra: Record = {}  # headers of any result
+        added: Record = {}
         try:
             if endpoint == "/init":
                 result = self.init(request)
             else:
                 activation = self.activation(request)
-                extra = cors_headers(activation.cors, activation.environ)
+                added = activation.cors_headers
                 result = self.run(activation)
-            size, pieces = serialize(with_headers(result, extra), self.limit)
+            size, pieces = serialize(result, self.limit)
         except BaseException as error:  # sys.exit(), too
             if not isinstance(error, NoAnswerError):
                 log(traceback.format_exc())
                 error = NoAnswerError(500, FAILED)
-            result = with_headers(failure(error), extra)
+            result = failure(error, added)
             size, pieces = serialize(result)
         failed = "error" in result
         if failed or endpoint == "/run":
@@ -1067,7 +1062,8 @@ class Proxy:
         environ.update({IDS[name]: text for name, text in ids.items()})
         environ[LIMIT_KEY] = self.limit
         export({"__OW_" + name.upper(): text for name, text in ids.items()})
-        return Activation(value, environ, "" if is_plain else settings["CORS"], is_plain)
+        cors = "" if is_plain else settings["CORS"]
+        return Activation(value, environ, cors, cors_headers(cors, environ), is_plain)
 
     def run(self, activation: Activation) -> Record:
         """environ -> app -> result. What does not reach the app: a message that `activation` takes
@@ -1078,8 +1074,8 @@ class Proxy:
         """
         environ, method = activation.environ, activation.environ["REQUEST_METHOD"]
         is_preflight = method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
-        if is_preflight and activation.cors not in NO_CORS:
-            return {"statusCode": 204, "headers": {}, "body": ""}
+        if is_preflight and activation.cors_headers:
+            return {"statusCode": 204, "headers": activation.cors_headers, "body": ""}
         failed = self.model.wait(environ.get(IDS["deadline"], ""))
         if failed:
             log(failed)
@@ -1096,11 +1092,11 @@ class Proxy:
         accept = environ.get("HTTP_ACCEPT", "")[:ACCEPT_LENGTH]
         if is_bare and "text/html" in accept and response[0][:3] in ("404", "405"):
             base = quoted(environ["SCRIPT_NAME"])
-            if base:
-                return result_of(("302 Found", [("Location", base + "/")], b""))
-            response = self.respond({**environ, "PATH_INFO": "/"})
+            to_base: Response = ("302 Found", [("Location", base + "/")], b"")
+            response = to_base if base else self.respond({**environ, "PATH_INFO": "/"})
         encoding = value.get("__ow_headers", {}).get("accept-encoding", "")[:ACCEPT_LENGTH]
-        return result_of(response, encoding, activation.cors, accept)
+        added = activation.cors_headers.items()
+        return result_of(response, encoding, accept, activation.cors, added)
 
     def respond(self, environ: Record) -> Response:
         """The app's answer; to a HEAD with a GET's body, as the controller takes the Content-Length
@@ -1178,7 +1174,8 @@ class Model:
             if self.app is None:
                 sentence = LOAD_FAILED % (source, type(error).__name__, error)
                 server = server_of(frame for frame, _ in traceback.walk_tb(error.__traceback__))
-                self.fail(OTHER_SERVER % server if server else sentence)  # it has found PORT taken
+                # A server of its own has found PORT taken.
+                self.settle(None, OTHER_SERVER % server if server else sentence)
         self.stay(time.sleep)
 
     def run_script(self, command: List[str]) -> None:
@@ -1227,7 +1224,7 @@ class Model:
             wait = app.serve_one
         if thread is threading.main_thread():
             self.arm_signals()  # before anybody knows that it is loaded
-            self.use(app)
+            self.settle(app)
         else:
             self.waiting_apps.append((thread, app))
         self.stay(wait)
@@ -1241,28 +1238,24 @@ class Model:
                     self.arm_signals()
                 wait(SIGNAL_SECONDS)
 
-    def use(self, app: Any) -> None:
-        self.app, self.error = app, ""
-        self.settled.set()
-
-    def fail(self, error: str) -> None:
-        self.error = error
+    def settle(self, app: Any, error: str = "") -> None:
+        self.app, self.error = app, error
         self.settled.set()
 
     def search_main_thread(self) -> None:
         """For a script that waits for the thread which runs the app, or runs another server."""
         if threading.main_thread().ident not in sys._current_frames():
-            self.fail(PATCHED_THREADS)
+            self.settle(None, PATCHED_THREADS)
             return
         frames = frames_of_main_thread()
         joined = [some.f_locals["self"] for some in frames if function_of(some) == "threading.join"]
         for thread, app in self.waiting_apps:
             if thread in joined or (self.script_has_ended and not thread.daemon):
-                self.use(app)
+                self.settle(app)
                 return
         server = server_of(frames)
         if server:
-            self.fail(OTHER_SERVER % server)
+            self.settle(None, OTHER_SERVER % server)
 
     def is_loaded(self) -> bool:
         """Whether it serves, as far as a look at the main thread tells."""
@@ -1356,7 +1349,6 @@ class Stop:
         self.server = server
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.writer, False)
-        self.armed = False
         for number in STOPS:  # whatever this Python was started with
             signal.signal(number, self.handle)
         self.arm()
@@ -1408,13 +1400,9 @@ class Stop:
         os._exit(0)  # pragma: no cover, as coverage has ended
 
 
-def block() -> None:
-    """So that no signal comes between a fork and `Stop.forget`."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-
-
-def unblock() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+# So that no signal comes between a fork and `Stop.forget`.
+block = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, STOPS)
+unblock = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOPS)
 
 
 def fork_and_forget(  # pragma: no cover, Python 3.6
