@@ -237,7 +237,7 @@ BASE_PATH_SHAPE = re.compile(r"((/(?!\.{1,2}(/|\Z))[^/\\?#%\s\0-\x1f\x7f]+)*)/?\
 # X_A and X-A are one name in an environ. Before 2.3, when its datastructures became a package,
 # Werkzeug's server joined their values; since then it takes X-A, as nginx does.
 JOINS_NAMES = not hasattr(datastructures, "__path__")
-HEADER_BYTES = 1 << 19  # no controller takes more
+HEADERS_LENGTH = 1 << 19  # of their texts; no controller takes more
 # The app sees no HTTP_ variables of these; the proxy compresses.
 NOT_SEEN = {"ACCEPT_ENCODING", "CONTENT_LENGTH", "CONTENT_TYPE"}
 
@@ -284,14 +284,18 @@ def decode_base64(text: bytes) -> bytes:
     padding = text.count(b"=", -2)
     if len(text) <= 4096 or not EVP_DecodeBlock:  # Python takes at most 12 us
         data = binascii.a2b_base64(text)
+        is_whole = (len(data) + padding) * 4 == len(text) * 3
     else:
         size = len(text) // 4 * 3
         buffer = bytearray(size + 1)
         address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-        decoded = EVP_DecodeBlock(address, text, len(text))
-        is_whole = decoded == size and text.find(b"=", 0, len(text) - padding) < 0  # = is a zero
-        data = bytes(memoryview(buffer)[: size - padding]) if is_whole else b""
-    if (len(data) + padding) * 4 != len(text) * 3:
+        is_whole = (
+            len(text) % 4 == 0  # else OpenSSL may have passed over spaces at the ends
+            and EVP_DecodeBlock(address, text, len(text)) == size
+            and text.find(b"=", 0, len(text) - padding) < 0  # for OpenSSL = is a zero
+        )
+        data = bytes(memoryview(buffer)[: size - padding])
+    if not is_whole:
         raise ValueError("__ow_body is not base64")
     return data
 
@@ -385,14 +389,15 @@ def wsgi_text(text: str) -> str:
 
 # What the controller makes of bytes that are not UTF-8: U+FFE9 of 0xE9.
 NOT_UTF_8 = re.compile("([\uffc0-\ufff7][\uff80-\uffff]*)")
+SENT = {0xFF00 + byte: byte for byte in range(0x80, 0x100)}
 
 
 def header_text(text: str) -> str:
     """A header's bytes as the caller sent them, in the shape of latin-1."""
     parts = NOT_UTF_8.split(first_line(text))
-    parts[0::2] = map(wsgi_text, parts[0::2])
-    parts[1::2] = ("".join(chr(ord(one) - 0xFF00) for one in part) for part in parts[1::2])
-    return "".join(parts)
+    return "".join(
+        part.translate(SENT) if NOT_UTF_8.match(part) else wsgi_text(part) for part in parts
+    )
 
 
 @functools.lru_cache()
@@ -427,8 +432,8 @@ def environ_of(message: Record, settings: Dict[str, str]) -> Record:
     value = message["value"]
     headers = value.get("__ow_headers", {})
     texts = "".join(headers.values())
-    if len(texts) > HEADER_BYTES:
-        raise ValueError("the headers take over %d bytes" % HEADER_BYTES)
+    if len(texts) > HEADERS_LENGTH:
+        raise ValueError("the headers take over %d bytes" % HEADERS_LENGTH)
     if not is_ascii(texts):
         headers = {name: header_text(text) for name, text in headers.items()}
     method, path = value["__ow_method"].upper(), value.get("__ow_path") or settings["PREDICT_PATH"]
@@ -483,7 +488,7 @@ Response = Tuple[str, HeaderList, bytes]  # status, headers, body
 LIMIT_KEY = "web_action.result_limit"  # in the environ
 # An answer is collected up to so many times RESULT_LIMIT: gzip makes JSON smaller, but not by more.
 ANSWER_FACTOR = 32
-HTTP_LIMIT = 1 << 23  # of an app that is called one request at a time, past OpenWhisk
+HTTP_LIMIT = 1 << 23  # in its place past OpenWhisk, for an app that is called one at a time
 
 
 class NoAnswerError(Exception):
@@ -633,6 +638,7 @@ def result_of(
         body = compress(fields, body)
     content = encode_body(fields, body) if body and status not in (204, 205, 304) else ""
     headers = {name: texts if texts[1:] else texts[0] for name, *texts in fields.values()}
+    # The body comes last, as `serialize` wants it.
     result = {"statusCode": status, "headers": headers, "body": content}
     if status < 500:
         return result
@@ -791,7 +797,7 @@ def encode_body(fields: Fields, body: bytes) -> Union[str, bytes]:
     """
     content_type = first(fields, "content-type").rstrip("; \t")
     media = media_type(content_type)
-    if content_type and not media.kind:  # then perhaps its parameters are malformed
+    if not media.kind:  # then perhaps its parameters are malformed
         content_type = content_type.partition(";")[0]
         media = media_type(content_type)
     if content_type:
@@ -992,7 +998,7 @@ class Proxy:
         headers = [("Content-Type", "application/json")]
         if endpoint in ("/init", "/run"):
             status, size, pieces = self.answer(endpoint, environ)
-        elif self.model.is_loaded():
+        elif self.model.is_settled() and not self.model.error:
             return self.model.app(environ, start_response)  # type: ignore[no-any-return]
         else:
             status = "503 Service Unavailable"
@@ -1197,7 +1203,8 @@ class Model:
                 raise
         self.script_has_ended = True
         for thread in iter(other_thread, None):  # each may start more
-            thread.join()
+            thread.join(SIGNAL_SECONDS)
+            self.arm_signals()
         raise RuntimeError("it ended without run(); name its app: WSGI_APP=module:attribute")
 
     def replace_run_simple(self) -> None:
@@ -1218,25 +1225,25 @@ class Model:
     def take(self, app: Any, threaded: bool = True) -> None:
         """Stands in for a server's run(), so it does not return either."""
         thread = threading.current_thread()
-        wait: Callable[[float], Any] = time.sleep
+        idle: Callable[[float], Any] = time.sleep
         if not threaded:
             app = OneAtATime(app)
-            wait = app.serve_one
+            idle = app.serve_one
         if thread is threading.main_thread():
             self.arm_signals()  # before anybody knows that it is loaded
             self.settle(app)
         else:
             self.waiting_apps.append((thread, app))
-        self.stay(wait)
+        self.stay(idle)
 
-    def stay(self, wait: Callable[[float], Any]) -> None:
+    def stay(self, idle: Callable[[float], Any]) -> None:
         """For ever, whatever a signal handler of the model raises."""
         is_main = threading.current_thread() is threading.main_thread()
         while True:
             with contextlib.suppress(BaseException):
                 if is_main:
                     self.arm_signals()
-                wait(SIGNAL_SECONDS)
+                idle(SIGNAL_SECONDS)
 
     def settle(self, app: Any, error: str = "") -> None:
         self.app, self.error = app, error
@@ -1257,16 +1264,16 @@ class Model:
         if server:
             self.settle(None, OTHER_SERVER % server)
 
-    def is_loaded(self) -> bool:
-        """Whether it serves, as far as a look at the main thread tells."""
+    def is_settled(self) -> bool:
+        """Whether it serves or has failed, as far as a look at the main thread tells."""
         if not self.settled.is_set():
             self.search_main_thread()
-        return self.settled.is_set() and not self.error
+        return self.settled.is_set()
 
     def wait(self, deadline: str) -> str:
         """Until a second before the deadline (milliseconds since 1970); returns what went wrong."""
         end = int(deadline) / 1000 - 1 if deadline else sys.maxsize
-        while not self.is_loaded() and not self.error:
+        while not self.is_settled():
             left = end - time.time()
             if left <= 0:
                 return TOO_SLOW % place_of_main_thread()
@@ -1342,6 +1349,11 @@ def takes_wsgi(app: Any) -> bool:
     )
 
 
+# So that no signal comes between a fork and `Stop.forget`.
+block = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, STOPS)
+unblock = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOPS)
+
+
 class Stop:
     """Makes SIGTERM and SIGINT end the process with status 0, after the requests under way."""
 
@@ -1364,7 +1376,9 @@ class Stop:
         for number in STOPS:
             if signal.getsignal(number) in DEFAULTS:
                 signal.signal(number, self.handle)
-        self.armed = True  # no Event, in which a handler that raises could leave its lock taken
+        self.main_has_passed = (
+            True  # no Event, in which a handler that raises could leave its lock taken
+        )
 
     def handle(self, number: int, _: Any) -> None:
         """For when an event loop has taken the wakeup descriptor."""
@@ -1386,23 +1400,26 @@ class Stop:
         while number not in STOPS:
             number = os.read(self.reader, 1)[0]
         last = time.monotonic() + REQUESTS_SECONDS
-        self.armed = False
-        self.server.shutdown()
-        self.server.server_close()
-        for thread in list(Handler.threads):
-            thread.join(max(0, last - time.monotonic()))
-        has_handler = signal.getsignal(number) != self.handle  # the model's, in the main thread
-        while has_handler and not self.armed and time.monotonic() < last:
-            time.sleep(0.05)
+        self.main_has_passed = False
+        self.finish_requests(last)
+        if signal.getsignal(number) != self.handle:
+            self.wait_for_main_thread(last)
         at_exit = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # not by _exit()
         at_exit.start()
         at_exit.join(max(EXIT_SECONDS, last - time.monotonic()))
         os._exit(0)  # pragma: no cover, as coverage has ended
 
+    def finish_requests(self, last: float) -> None:
+        """Takes no more of them, and waits for those under way."""
+        self.server.shutdown()
+        self.server.server_close()
+        for thread in list(Handler.threads):
+            thread.join(max(0, last - time.monotonic()))
 
-# So that no signal comes between a fork and `Stop.forget`.
-block = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, STOPS)
-unblock = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOPS)
+    def wait_for_main_thread(self, last: float) -> None:
+        """It runs the model's own handler, then comes by `arm`."""
+        while not self.main_has_passed and time.monotonic() < last:
+            time.sleep(0.05)
 
 
 def fork_and_forget(  # pragma: no cover, Python 3.6
