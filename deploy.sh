@@ -125,13 +125,13 @@ remove_results() { # action; an old one would keep an old secret
     ! wsk action get "$1-results" >/dev/null 2>&1 || wsk action delete "$1-results" >/dev/null
 }
 
-get() { # path, curl's options... -> the status of what the web action answers; again while the platform says 202 to a cold start
+get() { # path, curl's options... -> the status of what the web action answers; again while OpenWhisk says 202 to a cold start
     local path=$1
     shift
     [ -z "$SECRET" ] || set -- -H "X-Require-Whisk-Auth: $SECRET" "$@"
     for _ in 1 2 3 4 5; do
         status=$(curl -sS -o "$answer" -D "$headers" -w '%{http_code}' --max-time 120 "$@" "$url$path") || return
-        [ "$status" = 202 ] || break
+        if [ "$status" != 202 ] || grep -qi '^retry-after:' "$headers"; then break; fi # of results.py
     done
 }
 
@@ -145,6 +145,8 @@ explain() { # path -> what was answered, and what the activation's record says
         sleep 1
     done
 }
+
+never=00000000000000000000000000000000 # an id that no activation has
 
 options() { # -> the words for wsk that an action and its results have in common
     words=(--web-secure false) # which takes away the one that it had
@@ -179,10 +181,14 @@ deploy() { # model, action, image
     fi
     error="wsk could not make the action of its results"
     options
-    words+=(--kind python:default --web true -a provide-api-key true --param MODEL "$1")
+    words+=(--kind python:default --web raw -a provide-api-key true --param MODEL "$1")
     [ "$RESULTS_INSECURE" = 0 ] || words+=(--param INSECURE 1)
     wsk action update "$action-results" "$folder/results.py" "${words[@]}" || return
-    echo "    curl ${SECRET:+-H $(printf %q "X-Require-Whisk-Auth: $SECRET") }$url-results/ID"
+    url+=-results
+    error="the action of its results does not reach OpenWhisk's API; if its certificate is self-signed: RESULTS_INSECURE=1"
+    get "/$never" || return
+    [ "$status" = 202 ] || { explain "/$never" >&2 && return 1; }
+    echo "    curl ${SECRET:+-H $(printf %q "X-Require-Whisk-Auth: $SECRET") }$url/ID"
 }
 
 manifest() { # -> YAML, in which each value is JSON
@@ -201,7 +207,7 @@ manifest() { # -> YAML, in which each value is JSON
         printf '        inputs: {%s%sCORS: %s}\n' "${PREDICT_PATH:+PREDICT_PATH: $(quote "$PREDICT_PATH"), }" \
             "${BASE_PATH+BASE_PATH: $(quote "$BASE_PATH"), }" "$(quote "$CORS")"
         [ "$RESULTS" = 1 ] || continue
-        printf '      %s-results:\n        function: results.py\n        runtime: python:default\n        web: true\n' "$model"
+        printf '      %s-results:\n        function: results.py\n        runtime: python:default\n        web: raw\n' "$model"
         printf '        annotations: {require-whisk-auth: %s, provide-api-key: true}\n' "$secret"
         printf '        inputs: {MODEL: %s%s}\n' "$(quote "$model")" "$([ "$RESULTS_INSECURE" = 0 ] || echo ', INSECURE: "1"')"
     done

@@ -306,9 +306,7 @@ class WebAction:
         if path.startswith(API):
             return self.api(path[len(API) :], environ)
         action, extension, rest = self.match(collapse_dots(path))
-        body = body_of(environ)
-        if len(body) > LIMIT:
-            raise RefusedError(413, f"Request larger than allowed: {len(body)} > {LIMIT} bytes.")
+        body = body_within_limit(environ)
         headers = decoded(environ["devserver.headers"])
         is_model = action == self.path  # and not its results
         own_cors = self.custom_options and is_model
@@ -320,7 +318,7 @@ class WebAction:
             raise RefusedError(401, UNAUTHORIZED, headers=cors)
         raw, bound = self.raw, self.parameters
         if not is_model:
-            raw, bound = False, {"MODEL": self.action}
+            raw, bound = True, {"MODEL": self.action}
         value = self.value(method, headers, rest, query, body, raw, bound)
         activation = self.activation()
         cors.append(("x-openwhisk-activation-id", activation["activation_id"]))
@@ -500,7 +498,7 @@ class WebAction:
         kind, _, name = path.partition("/")
         if environ["REQUEST_METHOD"] == "POST" and [kind, name] == ["actions", self.own_name]:
             activation = self.activation()
-            value = {**json.loads(body_of(environ)), **self.parameters}
+            value = {**json.loads(body_within_limit(environ)), **self.parameters}
             self.start({**activation, "value": value})
             told = {"activationId": activation["activation_id"]}
             return 202, [("Content-Type", "application/json")], json.dumps(told).encode()
@@ -527,6 +525,14 @@ class WebAction:
             os.environ["__OW_API_HOST"] = f"http://127.0.0.1:{port}"
             os.environ["__OW_API_KEY"] = KEY
             return results.main(value)
+
+
+def body_within_limit(environ: dict[str, Any]) -> bytes:
+    """The request's body; raises RefusedError for a longer one, MalformedError like `body_of`."""
+    body = body_of(environ)
+    if len(body) > LIMIT:
+        raise RefusedError(413, f"Request larger than allowed: {len(body)} > {LIMIT} bytes.")
+    return body
 
 
 def body_of(environ: dict[str, Any]) -> bytes:

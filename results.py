@@ -19,8 +19,8 @@ from typing import Any, Dict
 Record = Dict[str, Any]
 
 API_SECONDS = 20  # for which the API may be silent
-CORS = "access-control-"
-RETRY_SECONDS = 2  # after which a caller is to ask again
+RETRY_SECONDS = 5  # after which a caller is to ask again; OpenWhisk takes 60 calls a minute
+CORS = {"access-control-allow-" + name for name in ("origin", "methods", "headers")}
 BOUND = ("MODEL", "INSECURE")
 MALFORMED = (
     "Which activation? GET …/%s-results/ID, with the ID that the header X-OpenWhisk-Activation-Id "
@@ -30,14 +30,24 @@ NOT_YET = (
     "There is no answer under this id by now: the model still works on it, or there never was such "
     "an activation of it. Ask again."
 )
+OF_RESULTS = (
+    "This is the id of a call of %s-results itself: the one of the model is in the body of that "
+    "call's answer."
+)
+NO_JSON = "The id comes as JSON, which this call's Accept leaves out; the model was not called."
 
 
 class ApiError(Exception):
     """OpenWhisk's API does not tell; the text is a sentence for the caller."""
 
+    def __init__(self, text: str, status: int = 502) -> None:
+        super().__init__(text)
+        self.status = status
+
 
 def main(args: Record) -> Record:
-    """The web action, --web true. Returns what the caller is to see, never raises.
+    """The web action, --web raw, so that the model gets a caller's own request, and no caller sets
+    a parameter. Returns what the caller is to see, never raises.
 
     Its bound parameters: MODEL, the name of the model's action, in the same package; INSECURE, for
     an API whose certificate nobody vouches for. What the API answers is recorded in
@@ -45,17 +55,22 @@ def main(args: Record) -> Record:
     """
     method, path = args.get("__ow_method", "get"), args.get("__ow_path", "")
     insecure = bool(args.get("INSECURE"))
+    accept = args.get("__ow_headers", {}).get("accept", "*/*")
+    takes_json = any(kind in accept for kind in ("*/*", "application/*", "json"))
     try:
         if method not in ("get", "head"):
-            return accepted(invoke(args, insecure))
+            return accepted(invoke(args, insecure)) if takes_json else sentence(406, NO_JSON)
         if not re.match(r"/[0-9a-f]{32}\Z", path):
             return sentence(400, MALFORMED % args["MODEL"])
         record = ask("activations/" + path[1:], insecure)
     except ApiError as error:
-        return sentence(502, str(error))
-    if not record or action_of(record) != model_action(args["MODEL"]):
-        return sentence(202, NOT_YET, **{"Retry-After": str(RETRY_SECONDS)})
-    return answer_of(record)
+        return sentence(error.status, str(error))
+    if action_of(record) == os.environ["__OW_ACTION_NAME"].strip("/"):
+        return sentence(400, OF_RESULTS % args["MODEL"])
+    if action_of(record) == model_action(args["MODEL"]):
+        return answer_of(record)
+    not_yet = sentence(202, NOT_YET, **{"Retry-After": str(RETRY_SECONDS)})
+    return not_yet if takes_json else dict(not_yet, body="")  # else the controller's 406
 
 
 def model_action(name: str) -> str:
@@ -73,17 +88,19 @@ def action_of(record: Record) -> str:
 def invoke(args: Record, insecure: bool) -> Record:
     """Calls the model with this request, and does not wait; raises ApiError."""
     _, _, action = model_action(args["MODEL"]).partition("/")  # in the key's own namespace
-    path = "actions/" + action + "?blocking=false"
-    return ask(path, insecure, {name: args[name] for name in args if name not in BOUND})
+    parameters = {name: args[name] for name in args if name not in BOUND}
+    data = json.dumps(parameters, ensure_ascii=False)  # the API takes so many bytes of it
+    body = data.encode("utf-8", "backslashreplace")  # a lone surrogate becomes JSON's escape
+    return ask("actions/" + action + "?blocking=false", insecure, body)
 
 
-def ask(path: str, insecure: bool, parameters: Any = None) -> Record:
-    """What OpenWhisk's API answers, empty for what it has not got; raises ApiError."""
+def ask(path: str, insecure: bool, data: Any = None) -> Record:
+    """What OpenWhisk's API answers to a GET, or to a POST of the data; empty for what it has not
+    got. Raises ApiError."""
     host = os.environ.get("__OW_API_HOST", "")
     url = (host if "://" in host else "https://" + host) + "/api/v1/namespaces/_/" + path
     key = base64.b64encode(os.environ.get("__OW_API_KEY", "").encode()).decode()
     headers = {"Authorization": "Basic " + key, "Content-Type": "application/json"}
-    data = None if parameters is None else json.dumps(parameters).encode()
     context = ssl.create_default_context()
     if insecure:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -94,8 +111,10 @@ def ask(path: str, insecure: bool, parameters: Any = None) -> Record:
     except urllib.error.HTTPError as error:
         if error.code == 404 and data is None:
             return {}
-        raise ApiError("OpenWhisk's API answered with status %d." % error.code) from None
-    except Exception:
+        status = error.code if error.code in (413, 429) else 502  # those are of this very call
+        raise ApiError("OpenWhisk's API answered with status %d." % error.code, status) from None
+    except Exception as error:
+        print("%s: %s" % (url, error))  # into the log, for the owner
         raise ApiError("OpenWhisk's API can't be asked at the moment.") from None
     if not isinstance(answer, dict) or "activationId" not in answer:
         raise ApiError("OpenWhisk's API answered with something else than a record.")
@@ -118,7 +137,7 @@ def answer_of(record: Record) -> Record:
     if isinstance(result, dict) and "statusCode" in result:
         return without_cors(result)
     error = result.get("error") if isinstance(result, dict) else None
-    return sentence(502, str(error or "The activation ended without an answer."))
+    return sentence(502, str(error or "The activation ended without an answer.")[:1000])
 
 
 def without_cors(result: Record) -> Record:
@@ -126,7 +145,7 @@ def without_cors(result: Record) -> Record:
     headers = result.get("headers")
     if not isinstance(headers, dict):
         return result
-    kept = {name: headers[name] for name in headers if not name.lower().startswith(CORS)}
+    kept = {name: headers[name] for name in headers if name.lower() not in CORS}
     return dict(result, headers=kept)
 
 

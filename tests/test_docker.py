@@ -505,6 +505,8 @@ class TestDeploy:
         assert known["options"]["--docker"] == f"{flask_app}/flask-app:2.0"
         bound = {name: settings[name] for name in ("PREDICT_PATH", "CORS", "BASE_PATH")}
         assert known["options"]["params"] == bound
+        of_results = json.loads((state / "flask-app-results").read_text())["options"]
+        assert (of_results["--web"], of_results["params"]) == ("raw", {"MODEL": "flask-app"})
         action, headers = WebAction(known["url"]), {"X-Require-Whisk-Auth": "s3cret"}
         answer = action.request("GET", "", None, {**headers, "Origin": "https://a.example"})
         assert "__OW_NAMESPACE" in answer.json
@@ -517,6 +519,13 @@ class TestDeploy:
         assert (done.returncode, [file.name for file in state.iterdir()]) == (0, ["flask-app"])
         deleted = self.deploy(state, "--delete", "flask-app")
         assert (deleted.returncode, list(state.iterdir())) == (0, [])
+
+    def test_should_say_that_results_have_no_api(self, flask_app: str, state: Path) -> None:
+        settings = {"RESULTS": "1", "NO_API": "1"}
+        done = self.deploy(state, USERNAME=flask_app, **self.FLASK_APP, **settings)
+        assert done.returncode == 1
+        assert f"GET /{0:032}: 404" in done.stderr
+        assert "FAILED: the action of its results does not reach OpenWhisk's API" in done.stderr
 
     def test_should_say_why_an_action_does_not_answer(self, flask_app: str, state: Path) -> None:
         done = self.deploy(state, USERNAME=flask_app, **{**self.FLASK_APP, "CHECK": "/os-exit"})
@@ -545,7 +554,7 @@ class TestDeploy:
         assert package["b-results"] == {
             "function": "results.py",
             "runtime": "python:default",
-            "web": True,
+            "web": "raw",
             "annotations": {"require-whisk-auth": 'a"b', "provide-api-key": True},
             "inputs": {"MODEL": "b"},
         }

@@ -99,9 +99,10 @@ def test_it_is_the_models_own_answer(api: ThreadingHTTPServer, name: str) -> Non
 
 
 def test_it_leaves_cors_to_the_controller(api: ThreadingHTTPServer) -> None:
-    answer = {"statusCode": 204, "headers": {"Access-Control-Allow-Origin": "a", "X-One": "1"}}
+    own = {"Access-Control-Expose-Headers": "X-One", "X-One": "1"}
+    answer = {"statusCode": 204, "headers": {"Access-Control-Allow-Origin": "a", **own}}
     replies(200, {**RECORDED["JSON"]["body"], "response": {"result": answer}})
-    assert result()["headers"] == {"X-One": "1"}
+    assert result()["headers"] == own
     replies(200, {**RECORDED["JSON"]["body"], "response": {"result": {"statusCode": 204}}})
     assert result() == {"statusCode": 204}
 
@@ -120,6 +121,9 @@ def test_it_is_what_openwhisk_says_where_the_model_has_no_answer(api: ThreadingH
     assert error_of(answer) == body["response"]["result"]["error"]
     replies(200, {**body, "response": {"status": "whisk internal error"}})
     assert error_of(result(model="noimport")) == "The activation ended without an answer."
+    cut = {"error": "The truncated response was: " + "x" * 1_048_576}
+    replies(200, {**body, "response": {"result": cut}})
+    assert error_of(result(model="noimport")) == cut["error"][:1000]
 
 
 def test_it_is_of_an_action_in_the_same_package(
@@ -134,7 +138,7 @@ def test_it_is_of_an_action_in_the_same_package(
 def test_an_id_of_another_action_is_like_one_that_never_was(api: ThreadingHTTPServer) -> None:
     replies(404, RECORDED["unknown id"]["body"])
     unknown = result()
-    assert (unknown["statusCode"], unknown["headers"]["Retry-After"]) == (202, "2")
+    assert (unknown["statusCode"], unknown["headers"]["Retry-After"]) == (202, "5")
     assert "there never was such" in error_of(unknown)
     replies(200, RECORDED["JSON"]["body"])
     assert result(model="another") == unknown
@@ -154,10 +158,44 @@ def test_an_id_that_is_none_is_refused(api: ThreadingHTTPServer, path: str) -> N
     assert "sink-results/ID" in error_of(answer)
 
 
+def test_the_id_of_a_call_of_its_own_is_refused(api: ThreadingHTTPServer) -> None:
+    """Which is in the header of an answer to a POST, where it would never be another one's."""
+    own = [{"key": "path", "value": "guest/sink-results"}]
+    replies(200, {**RECORDED["JSON"]["body"], "annotations": own})
+    answer = result()
+    assert answer["statusCode"] == 400
+    assert "id of a call of sink-results itself" in error_of(answer)
+
+
+@pytest.mark.parametrize(
+    ("accept", "takes"),
+    [
+        ("image/png", False),
+        ("text/html, image/*;q=0.8", False),
+        ("image/png, */*;q=0.1", True),
+        ("application/*", True),
+        ("application/problem+json", True),
+    ],
+)
+def test_a_caller_who_takes_no_json_is_told_to_wait_without(
+    api: ThreadingHTTPServer, accept: str, takes: bool
+) -> None:
+    """OpenWhisk would make a 406 of it."""
+    headers = {"accept": accept}
+    replies(404, RECORDED["unknown id"]["body"])
+    answer = result(__ow_headers=headers)
+    assert (answer["statusCode"], answer["body"] != "") == (202, takes)
+    Api.asked = ""
+    replies(202, {"activationId": ID})
+    answer = result(__ow_method="post", __ow_headers=headers)
+    assert (answer["statusCode"], Api.asked != "") == (202 if takes else 406, takes)
+    assert takes or "the model was not called" in error_of(answer)
+
+
 def test_a_post_calls_the_model_without_waiting(api: ThreadingHTTPServer) -> None:
     replies(202, {"activationId": ID})
     answer = result("/model/predict", __ow_method="post", __ow_body="eA==", INSECURE="1")
-    assert (answer["statusCode"], answer["headers"]["Retry-After"]) == (202, "2")
+    assert (answer["statusCode"], answer["headers"]["Retry-After"]) == (202, "5")
     assert json.loads(answer["body"]) == {"activationId": ID}
     assert Api.asked == "/api/v1/namespaces/_/actions/sink?blocking=false Basic dXNlcjprZXk="
     assert json.loads(Api.body) == {
@@ -165,15 +203,23 @@ def test_a_post_calls_the_model_without_waiting(api: ThreadingHTTPServer) -> Non
         "__ow_path": "/model/predict",
         "__ow_body": "eA==",
     }
+    answer = result(__ow_method="post", __ow_body="ä\ud800")
+    assert (answer["statusCode"], Api.body) == (
+        202,
+        b'{"__ow_method": "post", "__ow_path": "/%s", "__ow_body": "\xc3\xa4\\ud800"}'
+        % ID.encode(),
+    )
     replies(404, RECORDED["unknown id"]["body"])
     assert error_of(result(__ow_method="post")) == "OpenWhisk's API answered with status 404."
+    for status in (413, 429):  # of this very call
+        replies(status, {"error": "Too much"})
+        assert result(__ow_method="post")["statusCode"] == status
 
 
 @pytest.mark.parametrize(
     ("status", "body", "words"),
     [
         (401, RECORDED["wrong key"]["body"], "status 401"),
-        (429, {"error": "Too many requests"}, "status 429"),
         (500, b"<html>", "status 500"),
         (200, b"<html>", "can't be asked"),
         (200, [1], "something else than a record"),
@@ -190,11 +236,13 @@ def test_an_api_that_does_not_tell_is_a_502(
     assert "key" not in json.dumps(answer)
 
 
-def test_an_api_that_is_down_or_slow_is_a_502(
-    api: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+def test_an_api_that_is_down_or_slow_is_a_502_and_the_log_says_why(
+    api: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("__OW_API_HOST", f"127.0.0.1:{free_port()}")  # https, where no scheme stands
     assert "can't be asked" in error_of(result())
+    log = capsys.readouterr().out
+    assert f"activations/{ID}: <urlopen error" in log and "key" not in log
     monkeypatch.setattr(results, "API_SECONDS", 0.1)
     monkeypatch.setattr(Api, "do_GET", lambda handler: threading.Event().wait(1))
     monkeypatch.setenv("__OW_API_HOST", f"http://127.0.0.1:{api.server_port}")
@@ -229,11 +277,22 @@ class Patient(WebAction):
 
     def request(self, method: str, path: str, *args: Any, **options: Any) -> Answer:
         told = super().request(method, path, *args, **options)
-        path = f"{self.base}-results/{told.header('x-openwhisk-activation-id')}"
+        return self.answer(told.header("x-openwhisk-activation-id"))
+
+    def answer(self, activation_id: str | None) -> Answer:
+        path = f"{self.base}-results/{activation_id}"
         while True:
             answer = request(self.port, "GET", path)
             if not answer.header("retry-after"):  # a model's own 202 has none
                 return answer
+
+
+class Hasty(Patient):
+    """A web action whose callers POST to its results instead."""
+
+    def request(self, method: str, path: str, *args: Any, **options: Any) -> Answer:
+        told = request(self.port, method, f"{self.base}-results{path}", *args, **options)
+        return self.answer(told.json["activationId"])
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +311,28 @@ def patient(max_app: Process) -> Iterator[Patient]:
 )
 def test_the_answer_is_that_of_the_models_own_server(case: str, own: int, patient: Patient) -> None:
     compare(*{**CASES, **RAW_CASES}[case], own, patient, at_root=True)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        name
+        for name, (_, details) in {**CASES, **RAW_CASES}.items()
+        if details.get("method", "GET") not in ("GET", "HEAD")
+    ],
+)
+def test_a_post_is_the_callers_own_request(case: str, own: int, patient: Patient) -> None:
+    hasty = Hasty(f"http://127.0.0.1:{patient.port}{patient.base}")
+    compare(*{**CASES, **RAW_CASES}[case], own, hasty, at_root=True)
+
+
+def test_nobody_but_the_owner_sets_a_parameter(patient: Patient) -> None:
+    """INSECURE would spare the certificate of the API, to which the owner's key goes."""
+    for path in (f"/{NEVER}?INSECURE=1&MODEL=another", "/seen/x?PREDICT_PATH=/model/labels"):
+        answer = request(patient.port, "POST", f"{patient.base}-results{path}", b'{"a": 1}', JSON)
+        assert answer.status == 202
+    seen = patient.answer(answer.json["activationId"]).json
+    assert seen["args"] == {"PREDICT_PATH": ["/model/labels"]}
 
 
 def test_a_model_that_takes_longer_than_callers_may_wait(stack: str) -> None:
@@ -284,7 +365,7 @@ def test_a_model_that_takes_longer_than_callers_may_wait(stack: str) -> None:
         called = request(
             port, "POST", f"{BASE}-results/model/predict", b'{"a": 1}', {**secret, **JSON}
         )
-        assert (called.status, called.header("retry-after")) == (202, "2")
+        assert (called.status, called.header("retry-after")) == (202, "5")
         path = f"{BASE}-results/{called.json['activationId']}"
         while (answer := request(port, "GET", path, None, secret)).status == 202:
             pass
