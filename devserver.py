@@ -55,6 +55,7 @@ CORS = [
     ("Access-Control-Allow-Origin", "*"),
     ("Access-Control-Allow-Methods", "OPTIONS, GET, DELETE, POST, PUT, HEAD, PATCH"),
 ]
+JSON_TYPE = ("Content-Type", "application/json")
 CORS_HEADERS = "Authorization, Origin, X-Requested-With, Content-Type, Accept, User-Agent"
 DROPPED = SET_BY_CONTROLLER | {"content-type"}
 BODILESS = {*range(100, 200), 204, 205, 304}
@@ -280,7 +281,7 @@ class WebAction:
             )
             status, headers, body = (
                 refused.status,
-                [*refused.headers, ("Content-Type", "application/json")],
+                [*refused.headers, JSON_TYPE],
                 text.encode(),
             )
         except (MalformedError, InternalError) as error:
@@ -328,9 +329,10 @@ class WebAction:
             else:
                 result = self.read_result(value, environ["SERVER_PORT"])
             status, headers_, body_ = EXTENSIONS[extension](result.get("error", result))
-            check_accepted(status, headers_, body_, headers.get("accept", ""))
-        except RefusedError as refused:
+        except RefusedError as refused:  # may be the 202 of an activation that takes long
+            check_accepted(refused.status, [JSON_TYPE], b"{}", headers.get("accept", ""))
             raise RefusedError(refused.status, refused.sentence, headers=cors) from None
+        check_accepted(status, headers_, body_, headers.get("accept", ""))
         return status, cors + headers_, body_
 
     def match(self, path: str) -> tuple[str, str, str]:
@@ -501,7 +503,7 @@ class WebAction:
             value = {**json.loads(body_within_limit(environ)), **self.parameters}
             self.start({**activation, "value": value})
             told = {"activationId": activation["activation_id"]}
-            return 202, [("Content-Type", "application/json")], json.dumps(told).encode()
+            return 202, [JSON_TYPE], json.dumps(told).encode()
         if kind != "activations":
             raise RefusedError(404, NOT_FOUND)
         activation_id, _, part = name.partition("/")
@@ -516,7 +518,7 @@ class WebAction:
         }
         if not parts.get(part):
             raise RefusedError(404, NOT_FOUND)
-        return 200, [("Content-Type", "application/json")], json.dumps(parts[part]).encode()
+        return 200, [JSON_TYPE], json.dumps(parts[part]).encode()
 
     def read_result(self, value: dict[str, Any], port: str) -> Any:
         """What results.py answers, which asks this server's API."""
@@ -783,12 +785,12 @@ def result_as_http(result: Any) -> Reply:
 
 def check_accepted(status: int, headers: Headers, body: bytes, accept: str) -> None:
     """Raises RefusedError for an answer of a type that the caller does not accept, as a real
-    controller did on 2026-11-26."""
+    controller did on 2026-11-26; with none of the answer's headers, nor CORS's."""
     ranges = parse_accept_header(accept, MIMEAccept)
     kind = dict(headers).get("Content-Type", "").partition(";")[0]
     if body and status < 400 and "/" in accept and not ranges.best_match([kind]):
         words = "Resource representation is only available with these types:\n"
-        raise RefusedError(406, words + kind)
+        raise RefusedError(406, words + kind, pretty=False)
 
 
 def flattened(value: Any, invalid: RefusedError) -> list[str]:

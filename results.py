@@ -34,6 +34,10 @@ OF_RESULTS = (
     "This is the id of a call of %s-results itself: the one of the model is in the body of that "
     "call's answer."
 )
+REFUSED = {
+    413: "The request is too large for a call that does not wait: send it to the model itself.",
+    429: "OpenWhisk takes no more calls in this minute: ask again later.",
+}
 NO_JSON = "The id comes as JSON, which this call's Accept leaves out; the model was not called."
 
 
@@ -111,8 +115,9 @@ def ask(path: str, insecure: bool, data: Any = None) -> Record:
     except urllib.error.HTTPError as error:
         if error.code == 404 and data is None:
             return {}
-        status = error.code if error.code in (413, 429) else 502  # those are of this very call
-        raise ApiError("OpenWhisk's API answered with status %d." % error.code, status) from None
+        if error.code in REFUSED:
+            raise ApiError(REFUSED[error.code], error.code) from None
+        raise ApiError("OpenWhisk's API answered with status %d." % error.code) from None
     except Exception as error:
         print("%s: %s" % (url, error))  # into the log, for the owner
         raise ApiError("OpenWhisk's API can't be asked at the moment.") from None

@@ -31,6 +31,7 @@ from conftest import (
 import devserver
 
 PRETTY = '{\n  "a": [1, {\n    "c": null\n  }],\n  "b": {\n\n  }\n}'
+ACTIVATION_ID = "x-openwhisk-activation-id"
 
 
 class Container(BaseHTTPRequestHandler):
@@ -381,6 +382,17 @@ def test_a_type_that_the_caller_does_not_accept_is_a_406(
     words = "Resource representation is only available with these types:\nimage/png"
     assert answer.status == status
     assert status == 200 or answer.json["error"] == words
+    own = [answer.header(name) for name in ("access-control-allow-origin", ACTIVATION_ID)]
+    assert [text is None for text in own] == [status == 406] * 2
+
+
+def test_a_202_is_of_json(container: int) -> None:
+    with web_action(container, wait=0.1) as port:
+        Container.released.clear()
+        answer = request(port, "GET", BASE, None, {"Accept": "image/png"})
+    words = "Resource representation is only available with these types:\napplication/json"
+    assert (answer.status, error_of(answer)) == (406, words)
+    assert answer.header(ACTIVATION_ID) is None
 
 
 def test_a_head_has_the_headers_of_the_body(action: int) -> None:
@@ -418,7 +430,7 @@ def test_an_answer_that_is_no_result_is_an_error(
     answer = request(action, "GET", BASE)
     assert answer.status == 400
     assert error_of(answer) == "There was an error processing your request."
-    assert answer.header("x-openwhisk-activation-id")
+    assert answer.header(ACTIVATION_ID)
 
 
 def test_a_dropped_connection_is_tried_again(action: int) -> None:
@@ -433,7 +445,7 @@ def test_the_client_waits_no_longer_than_the_controller(container: int) -> None:
         answer = request(port, "GET", BASE)
     assert answer.status == 202
     assert error_of(answer) == "Response not yet ready."
-    assert answer.header("x-openwhisk-activation-id")
+    assert answer.header(ACTIVATION_ID)
 
 
 def test_an_activation_takes_no_longer_than_its_time_limit(container: int) -> None:
@@ -502,7 +514,7 @@ class TestActivations:
     def test_should_be_as_recorded(self, recorder: Process) -> None:
         with web_action(recorder.port) as port:
             answer = request(port, "GET", BASE + "/x")
-            activation_id = answer.header("x-openwhisk-activation-id")
+            activation_id = answer.header(ACTIVATION_ID)
             record = self.record(port, activation_id).json
             recorded = self.RECORDED["JSON"]["body"]
             assert record.keys() == recorded.keys()
