@@ -104,12 +104,12 @@ def ask(path: str, insecure: bool, data: Any = None) -> Record:
     host = os.environ.get("__OW_API_HOST", "")
     url = (host if "://" in host else "https://" + host) + "/api/v1/namespaces/_/" + path
     key = base64.b64encode(os.environ.get("__OW_API_KEY", "").encode()).decode()
-    headers = {"Authorization": "Basic " + key, "Content-Type": "application/json"}
     context = ssl.create_default_context()
     if insecure:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        request = urllib.request.Request(url, data, headers)
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+        request.add_unredirected_header("Authorization", "Basic " + key)  # nowhere else
         with urllib.request.urlopen(request, timeout=API_SECONDS, context=context) as response:
             answer = json.loads(response.read().decode())
     except urllib.error.HTTPError as error:

@@ -59,6 +59,17 @@ def test_the_address_answers_as_the_models_own_server(case: str, own: int, nginx
     compare(path, details, own, WebAction(f"http://127.0.0.1:{nginx}"))
 
 
+def test_the_address_says_who_calls_and_openwhisk_what_is_too_large(nginx: int) -> None:
+    hearsay = {"X-Forwarded-For": "192.0.2.1", "X-Forwarded-Host": "evil.example"}
+    hearsay |= {"X-Forwarded-Proto": "https", "Host": "model.example.com"}
+    seen = request(nginx, "GET", "/caller", None, hearsay).json
+    assert seen == {"address": "127.0.0.1", "url": "http://model.example.com/caller"}
+    kind = {"Content-Type": "image/png"}
+    for size in (1_048_577, 2_000_000):
+        answer = request(nginx, "POST", "/seen/x", bytes(size), kind)
+        assert (answer.status, "Request larger than allowed" in answer.json["error"]) == (413, True)
+
+
 @pytest.mark.parametrize(("bare", "base"), [("/", ""), ("/ocr", "/ocr")])
 def test_the_bare_address_predicts(nginx: int, bare: str, base: str) -> None:
     details: dict[str, Any] = multipart()

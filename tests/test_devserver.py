@@ -633,6 +633,32 @@ class TestCommandLine:
         assert process.popen.wait(timeout=30) == 2
         assert "--port must be from 1 to 65535." in process.rest(process.err)
 
+    def test_should_give_a_container_as_many_activations_as_it_is_told_to(
+        self, container: int
+    ) -> None:
+        url, port = f"http://127.0.0.1:{container}", free_port()
+        command = self.devserver(url, "--port", str(port), "--concurrency", "2")
+        with running(command) as process, concurrent.futures.ThreadPoolExecutor() as pool:
+            path = process.out.get(timeout=60).strip().partition(str(port))[2]
+            Container.released.clear()
+            Container.waiting, Container.most = 0, 0
+            answers = [pool.submit(request, port, "GET", path) for _ in range(4)]
+            wait_until(lambda: Container.waiting == 2)
+            Container.released.set()
+            assert [answer.result().status for answer in answers] == [204] * 4
+            assert Container.most == 2
+
+    def test_should_explain_its_options(self) -> None:
+        """The defaults that stand there are those that it takes."""
+        process = self.devserver("--help")
+        assert process.popen.wait(timeout=30) == 0
+        told = " ".join(process.rest(process.out).split())
+        assert "of this server (default: 3233)" in told
+        assert "'wsk action update' (default: raw)" in told
+        assert "time limit in seconds (default: 60)" in told
+        assert "container gets (default: 1)" in told
+        assert "waits for an activation (default: 60.0)" in told
+
     def test_should_say_what_is_no_concurrency(self) -> None:
         process = self.devserver("http://127.0.0.1:8080", "--concurrency", "0")
         assert process.popen.wait(timeout=30) == 2

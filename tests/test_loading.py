@@ -228,6 +228,7 @@ class TestApps:
             assert process.run(web("/exit"))["error"]["statusCode"] == 500
             assert process.run(web("/"))["statusCode"] == 200
             assert process.request("GET", "/endless").status == 500
+            process.until("takes over 268435456 bytes", process.err)
             assert process.request("GET", "/").status == 200
 
     def test_should_not_keep_others_waiting_for_a_slow_client(self, stack: str) -> None:

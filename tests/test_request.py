@@ -10,6 +10,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ EVERY_ID = {
     "api_key": "k",
 }
 JSON = [["Content-Type", "application/json"]]
+
+
+def test_caches_are_small() -> None:
+    """As texts of callers are in them."""
+    sizes = [openwhisk.media_type, openwhisk.quoted, openwhisk.environ_key, openwhisk.action_path]
+    assert [cached.cache_info().maxsize for cached in sizes] == [8, 8, 128, 128]
 
 
 class TestRun:
@@ -183,7 +190,7 @@ class TestRun:
     @pytest.mark.parametrize("name", EVERY_ID)
     def test_should_take_no_id_that_is_none(self, flask_app: Process, name: str) -> None:
         """It would be in the way of every process that the model starts from then on."""
-        for text in ("x" * 200_000, "a\0b", "\ud800", "a\nb", None, [1]):
+        for text in ("x" * 200_000, "x" * 8193, "a\0b", "\ud800", "a\nb", None, [1]):
             result = flask_app.run(web("/ids"), **{name: text})
             assert result["error"]["statusCode"] == 400
             assert "Traceback" not in result["error"]["body"]
@@ -238,6 +245,21 @@ class TestRun:
             answer = flask_app.post("/init", {"value": {"env": env}})
             assert answer.status == (200 if number < 3 else 502)
         assert "__OW_AA=x" in text_of(flask_app.run(web("/spawn")))
+
+    def test_should_take_no_memory(self, stack: str) -> None:
+        """As setenv() does, which keeps all that it is given: 80 MB here."""
+        code = """if True:
+            import openwhisk
+            def size():
+                return int(open("/proc/self/status").read().partition("VmRSS:")[2].split()[0])
+            openwhisk.export({"__OW_A": "x" * 8000})
+            before = size()
+            for number in range(10_000):
+                openwhisk.export({"__OW_A": "%08000d" % number})
+            print(size() - before)
+        """
+        grown = subprocess.check_output([stack, "-c", code], cwd=ROOT, text=True)
+        assert int(grown) < 10_000  # kB
 
     @pytest.mark.stacks(2)
     def test_should_give_child_processes_ids_though_the_app_took_them_away(
@@ -412,11 +434,13 @@ class TestMessage:
     def test_should_not_be_read_beyond_all_measure(self, stack: str) -> None:
         options = {"WSGI_APP": "app:app", "RESULT_LIMIT": "1000"}
         with running(start_container(stack, LIVE_APPS / "recorder", **options)) as process:
-            body = base64.b64encode(bytes(30_000)).decode()
-            result = process.run(web("/x", "post", body, content_type="image/png"))
+            for size in (7000, 8000):
+                value = web("/nothing", "head", "x" * size, content_type="text/plain")
+                result = process.run({**value, "__ow_query": answering(204, [])})
+                assert ("error" in result) == (size == 8000)
             assert result["error"]["statusCode"] == 400
             sentence = json.loads(result["error"]["body"])["error"]
-            assert re.search(r"it takes 4\d{4} bytes, and RESULT_LIMIT is 1000\.$", sentence)
+            assert re.search(r"it takes 8\d{3} bytes, and RESULT_LIMIT is 1000\.$", sentence)
 
     @pytest.mark.stacks(2)
     @pytest.mark.parametrize("digits", [4300, 4301, 2_000_000])
@@ -874,9 +898,16 @@ class TestCors:
             "access-control-expose-headers": "*",
             "vary": "Origin",
         }
-        assert self.headers(recorder, cors, web("/", origin="https://b.example")) == {
+        own = answering(200, [["Content-Type", "a/b"], ["Access-Control-Allow-Origin", "*"]])
+        assert self.headers(recorder, cors, web("/", query=own, origin="https://b.example")) == {
             "vary": "Origin"
         }
+
+    def test_should_be_a_setting_of_the_image_too(self, stack: str) -> None:
+        options = {"WSGI_APP": "app:app", "CORS": "*"}
+        with running(start_container(stack, LIVE_APPS / "recorder", **options)) as process:
+            headers = process.run(web("/"))["headers"]
+            assert headers["Access-Control-Allow-Origin"] == "*"
 
     def test_should_answer_the_preflight_itself(self, recorder: Process) -> None:
         asked = {
@@ -890,8 +921,11 @@ class TestCors:
         headers = self.headers(recorder, self.ORIGIN, value)
         assert headers["access-control-allow-origin"] == self.ORIGIN
         assert headers["access-control-allow-headers"] == "x-require-whisk-auth"
-        assert "POST" in headers["access-control-allow-methods"]
+        methods = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+        assert headers["access-control-allow-methods"] == methods
         assert recorder.run({**value, "CORS": "app"})["statusCode"] == 200
+        other = {**web("/", "options", origin=self.ORIGIN), "CORS": self.ORIGIN}
+        assert recorder.run(other)["statusCode"] == 200  # no preflight, so the model's
 
     def test_should_be_on_errors_too(self, flask_app: Process) -> None:
         for path in ("/raise", "/bytes/2000000"):
@@ -917,3 +951,8 @@ class TestCors:
         """Under --web true a parameter may be one of the query."""
         value = {"__ow_method": "get", "__ow_path": "/", "__ow_headers": {"origin": self.ORIGIN}}
         assert recorder.run({**value, "CORS": "*"})["headers"].keys() == {"Content-Type"}
+        for http in (value, {}):
+            http = {**http, "__ow_method": "post"} if http else {}
+            result = recorder.run({**http, "CORS": "", "n": 1})
+            seen = result if not http else json.loads(text_of(result))
+            assert "CORS" not in seen["QUERY_STRING"] + base64.b64decode(seen["body"]).decode()

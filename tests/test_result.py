@@ -456,7 +456,14 @@ class TestResult:
         assert result["headers"]["ETag"] == 'W/"abc"'
         assert gzip.decompress(base64.b64decode(result["body"])) == b"cached" * 200_000
 
-    def test_should_carry_text_in_any_charset(self, recorder: Process, stack: str) -> None:
+    def test_should_be_text_where_the_controller_says_so(self) -> None:
+        recorded = json.loads((ROOT / "tests/recordings/text_media_types.json").read_text())
+        assert set(recorded["text"]) == openwhisk.TEXT
+        for kind in ("application/pdf", "font/ttf", "image/svg+xml", "application/cbor"):
+            headers = [("Content-Type", kind + "; charset=utf-8")]
+            assert openwhisk.result_of(("200 OK", headers, b"text"))["body"] == b"text"
+
+    def test_should_carry_text_in_any_charset(self, stack: str) -> None:
         with running(start_container(stack, LIVE_APPS / "max_app")) as process:
 
             def result(kind: str, body: bytes) -> tuple[str, str]:

@@ -48,6 +48,7 @@ class Api(BaseHTTPRequestHandler):
     """OpenWhisk's, which answers as recorded, or as a test wants it."""
 
     reply: tuple[int, bytes] = (404, b"")
+    location = ""  # to which it redirects
     asked, body = "", b""
 
     def do_POST(self) -> None:
@@ -57,7 +58,10 @@ class Api(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         Api.asked = f"{self.path} {self.headers['Authorization']}"
         status, body = Api.reply
+        if Api.location and self.path != "/elsewhere":
+            status, body = 302, b""
         self.send_response(status)
+        self.send_header("Location", Api.location)
         self.end_headers()
         self.wfile.write(body)
 
@@ -96,6 +100,16 @@ def test_it_is_the_models_own_answer(api: ThreadingHTTPServer, name: str) -> Non
     replies(recorded["status"], recorded["body"])
     assert result() == recorded["body"]["response"]["result"]
     assert Api.asked == f"/api/v1/namespaces/_/activations/{ID} Basic dXNlcjprZXk="
+
+
+def test_its_key_goes_to_the_api_and_nowhere_else(
+    api: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replies(200, RECORDED["JSON"]["body"])
+    monkeypatch.setattr(Api, "location", f"http://localhost:{api.server_port}/elsewhere")
+    assert result()["statusCode"] == 200
+    assert Api.asked == "/elsewhere None"
+    assert capsys.readouterr() == ("", "")
 
 
 def test_it_leaves_cors_to_the_controller(api: ThreadingHTTPServer) -> None:
@@ -242,8 +256,9 @@ def test_an_api_that_is_down_or_slow_is_a_502_and_the_log_says_why(
 ) -> None:
     monkeypatch.setenv("__OW_API_HOST", f"127.0.0.1:{free_port()}")  # https, where no scheme stands
     assert "can't be asked" in error_of(result())
-    log = capsys.readouterr().out
-    assert f"activations/{ID}: <urlopen error" in log and "key" not in log
+    log = "".join(capsys.readouterr())
+    assert f"activations/{ID}: <urlopen error" in log
+    assert "user:key" not in log and "dXNlcjprZXk" not in log
     monkeypatch.setattr(results, "API_SECONDS", 0.1)
     monkeypatch.setattr(Api, "do_GET", lambda handler: threading.Event().wait(1))
     monkeypatch.setenv("__OW_API_HOST", f"http://127.0.0.1:{api.server_port}")

@@ -288,6 +288,11 @@ def encoded() -> Any:
     return Response(body, content_type=request.args["type"], headers={"Content-Encoding": "gzip"})
 
 
+@app.route("/caller")
+def caller() -> Any:
+    return jsonify(address=request.remote_addr, url=request.url)
+
+
 @app.route("/seen/<path:path>", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
 def seen(path: Any) -> Any:
     return jsonify(
