@@ -9,9 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -50,6 +53,7 @@ CMD python3 -m uvicorn main:app --host 0.0.0.0 --port 8000
 """
 FACTORY = """
 FROM base:ocr
+ENV PORT=3000
 WORKDIR /srv
 COPY . .
 CMD ["gunicorn", "--bind", "0.0.0.0:3000", "app:create_app()"]
@@ -314,6 +318,14 @@ class TestBuild:
         tagged = run("docker", "inspect", "--format", label, f"{registry}/me/max-ocr:1.2.0")
         assert tagged == "1.2.0\n"
 
+    def test_should_have_a_dockerfile_that_does_by_itself(self, models: str) -> None:
+        options = ["--build-arg", f"REGISTRY={models}", "--build-arg", "MODEL=max-ocr"]
+        run("docker", "build", "-q", "-t", "plain", *options, ROOT)
+        container, port = start("plain")
+        with web_action(port) as web_port:
+            assert request(web_port, "GET", BASE + "/model/metadata").json["id"] == "max-ocr"
+        run("docker", "rm", "-f", container)
+
     def test_should_call_a_factory_and_check_what_it_is_told(
         self, models: str, registry: str
     ) -> None:
@@ -431,6 +443,123 @@ class TestBuild:
         )
 
 
+class TestBuildWords:
+    """What build.sh says to an engine, with a stand-in for docker that only takes notes."""
+
+    DOCKER = """#!/bin/sh
+    printf '%s\\n' "$@" END >>"$NOTES"
+    case $*$FAIL in
+        *Entrypoint*) echo "$COMMAND" ;;
+        *ExposedPorts*) echo '8000/tcp ' ;;
+        "run --rm"*) case $* in *" $PYTHON "*"< (3, 6)"*) ;; *) exit 1 ;; esac ;;
+        "run -d"*run | build*build) exit 1 ;;
+        build*)
+            cat "$3" >"$NOTES.Dockerfile"
+            touch "$NOTES.$$"
+            for _ in $(seq 400); do
+                [ "$(ls "$NOTES".[0-9]* | wc -l)" -lt "${TOGETHER:-1}" ] || exit 0
+                sleep 0.05
+            done
+            exit 1
+            ;;
+    esac
+    """
+
+    def build(self, folder: Path, *arguments: str, **env: str) -> tuple[Done, list[list[str]], str]:
+        """How it ended, the words of each call of docker, and the last Dockerfile."""
+        docker, notes = folder / "docker", folder / "notes"
+        docker.write_text(self.DOCKER)
+        docker.chmod(0o755)
+        notes.write_text("")
+        given = {"MODELS": "max-ocr", "USERNAME": "me", "PYTHON": "python", "DOCKER": str(docker)}
+        environment = {"PATH": os.environ["PATH"], "NOTES": str(notes), **given, **env}
+        done = subprocess.run(
+            ["./build.sh", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        calls = [call.splitlines() for call in notes.read_text().split("END\n") if call]
+        made = folder / "notes.Dockerfile"
+        return done, calls, made.read_text() if made.exists() else ""
+
+    def test_should_ask_for_what_the_usage_says(self, tmp_path: Path) -> None:
+        given = {
+            "WSGI_APP": "app:create_app('de')",
+            "PREDICT_PATH": "/p",
+            "RESULT_LIMIT": "2000000",
+        }
+        options = ["--username", "localhost:1/me", "--registry", "localhost:1/you", "--tag", "2"]
+        options += ["--version", "1.0", "--check", "/health", "--jobs", "2"]
+        done, calls, _ = self.build(tmp_path, *options, **given)
+        assert done.returncode == 0, done
+        words = next(call for call in calls if call[0] == "build")
+        arguments = {words[place + 1] for place, word in enumerate(words) if word == "--build-arg"}
+        wanted = {f"{name}={text}" for name, text in given.items()}
+        wanted |= {"REGISTRY=localhost:1/you", "MODEL=max-ocr", "TAG=2", "VERSION=1.0"}
+        revision = arguments - wanted
+        assert wanted < arguments and len(revision) == 1 and revision.pop().startswith("REVISION=")
+        tags = [words[place + 1] for place, word in enumerate(words) if word == "-t"]
+        assert tags == ["localhost:1/me/max-ocr", "localhost:1/me/max-ocr:1.0"]
+        assert next(call for call in calls if call[0] == "exec")[-1] == "/health"
+        pushed = [call[1] for call in calls if call[0] == "push"]
+        assert pushed == ["localhost:1/me/max-ocr:1.0", "localhost:1/me/max-ocr:latest"]
+        assert ["image", "inspect", "quay.io/codait/max-ocr:latest"] in self.build(tmp_path)[1]
+
+    @pytest.mark.parametrize(
+        ("command", "script"),
+        [
+            (["python", "app.py"], ["app.py"]),
+            (["/usr/bin/python3.7", "-u", "serve.py", "--port=5000"], ["serve.py", "--port=5000"]),
+            (["/sbin/tini", "--", "python", "app.py"], ["app.py"]),
+            (["/bin/sh", "-c", "exec python3 ./serve.py -a b"], ["./serve.py", "-a", "b"]),
+            (["/bin/sh", "-c", "cd x && python app.py"], []),
+            (["/bin/sh", "-c", "python app.py $PORT"], []),
+            (["python", "-m", "flask.py"], []),
+            (["python", "-c", "import app.py"], []),
+            (["gunicorn", "app.py"], []),
+        ],
+    )
+    def test_should_run_the_script_of_the_images_command(
+        self, tmp_path: Path, command: list[str], script: list[str]
+    ) -> None:
+        words = "".join(", " + json.dumps(word) for word in command)
+        _, _, dockerfile = self.build(tmp_path, COMMAND=words)
+        last = dockerfile.splitlines()[-1]
+        assert json.loads(last.partition(" ")[2]) == ["python", "openwhisk.py", *script]
+        _, _, dockerfile = self.build(tmp_path, COMMAND=words, WSGI_APP="app:app")
+        assert dockerfile.endswith('\nCMD ["python", "openwhisk.py"]\n')
+
+    def test_should_take_a_python_that_is_recent(self, tmp_path: Path) -> None:
+        _, _, dockerfile = self.build(tmp_path, PYTHON="python3")
+        assert dockerfile.endswith('\nCMD ["python3", "openwhisk.py"]\n')
+
+    def test_should_forward_to_the_port_that_it_is_told(self, tmp_path: Path) -> None:
+        for env, port in (({}, "8000"), ({"UPSTREAM_PORT": "9000"}, "9000")):
+            _, _, dockerfile = self.build(tmp_path, "--forward", COMMAND=', "serve"', **env)
+            assert f"\nENV WSGI_APP=forward:app UPSTREAM_PORT={port}\n" in dockerfile
+            assert dockerfile.endswith('\nCMD ["python", "openwhisk.py", "serve"]\n')
+
+    def test_should_build_as_many_at_once_as_it_is_told(self, tmp_path: Path) -> None:
+        """The stand-in ends no build before both have begun."""
+        done, _, _ = self.build(tmp_path, "-j", "2", MODELS="a b", TOGETHER="2")
+        assert done.returncode == 0, done
+
+    @pytest.mark.parametrize(
+        ("fails", "words"), [("build", "the build failed"), ("run", "the image does not start")]
+    )
+    def test_should_say_what_failed(self, tmp_path: Path, fails: str, words: str) -> None:
+        done, calls, _ = self.build(tmp_path, FAIL=fails)
+        assert (done.returncode, "FAILED: " + words in done.stdout) == (1, True)
+        assert "push" not in [call[0] for call in calls]
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [("RESULT_LIMIT", "1 MB"), ("UPSTREAM_PORT", "http"), ("WSGI_APP", "app"), ("PUSH", "no")],
+    )
+    def test_should_say_which_variable_is_wrong(self, tmp_path: Path, name: str, text: str) -> None:
+        done, calls, _ = self.build(tmp_path, **{name: text})
+        assert f"{name} '{text}' is not valid" in done.stderr
+        assert calls == []
+
+
 class TestDeploy:
     @pytest.fixture
     def state(self, tmp_path: Path) -> Iterator[Path]:
@@ -520,13 +649,6 @@ class TestDeploy:
         deleted = self.deploy(state, "--delete", "flask-app")
         assert (deleted.returncode, list(state.iterdir())) == (0, [])
 
-    def test_should_say_that_results_have_no_api(self, flask_app: str, state: Path) -> None:
-        settings = {"RESULTS": "1", "NO_API": "1"}
-        done = self.deploy(state, USERNAME=flask_app, **self.FLASK_APP, **settings)
-        assert done.returncode == 1
-        assert f"GET /{0:032}: 404" in done.stderr
-        assert "FAILED: the action of its results does not reach OpenWhisk's API" in done.stderr
-
     def test_should_say_why_an_action_does_not_answer(self, flask_app: str, state: Path) -> None:
         done = self.deploy(state, USERNAME=flask_app, **{**self.FLASK_APP, "CHECK": "/os-exit"})
         assert done.returncode == 1
@@ -558,6 +680,14 @@ class TestDeploy:
             "annotations": {"require-whisk-auth": 'a"b', "provide-api-key": True},
             "inputs": {"MODEL": "b"},
         }
+        settings = {"PREDICT_PATH": "/predict", "BASE_PATH": "/ocr", "CONCURRENCY": "10"}
+        settings |= {"RESULTS": "1", "RESULTS_INSECURE": "1"}
+        done = self.deploy(state, "--manifest", MODELS="max-ocr", USERNAME="me", **settings)
+        assert "wsk action update max-ocr --concurrency 10" in done.stdout
+        actions = yaml.safe_load(done.stdout)["packages"]["default"]["actions"]
+        bound = {"PREDICT_PATH": "/predict", "BASE_PATH": "/ocr", "CORS": ""}
+        assert actions["max-ocr"]["inputs"] == bound
+        assert actions["max-ocr-results"]["inputs"] == {"MODEL": "max-ocr", "INSECURE": "1"}
         done = self.deploy(state, "--manifest", MODELS="max-ocr", USERNAME="me")
         action = yaml.safe_load(done.stdout)["packages"]["default"]["actions"]["max-ocr"]
         assert action["annotations"] == {"require-whisk-auth": False, "web-custom-options": False}
@@ -572,6 +702,20 @@ class TestDeploy:
             ),
             ({"MODELS": "a", "USERNAME": "me", "SECRET": "True"}, "SECRET 'True' is not valid"),
             ({"MODELS": "a", "USERNAME": "me", "BASE_PATH": "ocr"}, "BASE_PATH 'ocr' is not valid"),
+            ({"MODELS": "a", "USERNAME": "me", "VERSION": "a b"}, "VERSION 'a b' is not valid"),
+            ({"MODELS": "a", "USERNAME": "me", "TIMEOUT": "5m"}, "TIMEOUT '5m' is not valid"),
+            ({"MODELS": "a", "USERNAME": "me", "RESULTS": "yes"}, "RESULTS 'yes' is not valid"),
+            ({"MODELS": "a", "USERNAME": "me", "PACKAGE": "a/b"}, "PACKAGE 'a/b' is not valid"),
+            ({"MODELS": "a", "USERNAME": "me", "CHECK": "health"}, "CHECK 'health' is not valid"),
+            (
+                {"MODELS": "a", "USERNAME": "me", "PREDICT_PATH": "p"},
+                "PREDICT_PATH 'p' is not valid",
+            ),
+            ({"MODELS": "a", "USERNAME": "me", "CONCURRENCY": "0"}, "CONCURRENCY '0' is not valid"),
+            (
+                {"MODELS": "a", "USERNAME": "me", "RESULTS_INSECURE": "2"},
+                "RESULTS_INSECURE '2' is not valid",
+            ),
             ({"MODELS": "max-ocr", "USERNAME": ""}, "USERNAME is missing"),
             ({"MODELS": "a;b", "USERNAME": "me"}, "the model 'a;b' is not valid"),
             ({"MODELS": "a", "USERNAME": "me", "MEMORY": "512m"}, "MEMORY '512m' is not valid"),
@@ -588,6 +732,165 @@ class TestDeploy:
 
     def test_should_explain_itself(self, state: Path) -> None:
         assert "MODELS=" in self.deploy(state, "--help").stdout
+        assert "there is no option --pull" in self.deploy(state, "--pull").stderr
+
+
+class Replies(BaseHTTPRequestHandler):
+    """A web action, which answers a check as it is told to, the last of these for ever."""
+
+    url, swagger = "", b""
+    told: ClassVar[list[int]] = []
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        status, body = 200, self.swagger
+        if not self.path.endswith("/swagger.json"):
+            self.asked.append(self.path)
+            status, body = self.told.pop(0) if self.told[1:] else self.told[0], b"told"
+        self.send_response(status)
+        self.send_header("X-OpenWhisk-Activation-Id", "0123456789abcdef0123456789abcdef")
+        if "-results" in self.path:
+            self.send_header("Retry-After", "5")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+class TestDeployWords:
+    """What deploy.sh says to wsk and prints, with a stand-in for wsk that only takes notes, and a
+    server that answers as it is told to."""
+
+    WSK = """#!/bin/sh
+    printf '%s\\n' "$@" END >>"$NOTES"
+    case $2-$1 in get-action) echo "ok: got action"; echo "$URL";; esac
+    if [ "$1" = activation ]; then printf 'ok: got activation\\n%s\\n' "$RECORD"; fi
+    """
+
+    @pytest.fixture
+    def replies(self) -> Iterator[type[Replies]]:
+        Replies.told, Replies.swagger, Replies.asked = [200], b"{}", []
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Replies)
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        Replies.url = f"http://127.0.0.1:{server.server_port}/web/max-ocr"
+        yield Replies
+        server.shutdown()
+        server.server_close()
+
+    def deploy(self, folder: Path, **env: str) -> tuple[Done, list[list[str]]]:
+        """How it ended, and the words of each call of wsk that makes something."""
+        wsk, notes = folder / "wsk", folder / "notes"
+        wsk.write_text(self.WSK)
+        wsk.chmod(0o755)
+        notes.write_text("")
+        given = {"MODELS": "max-ocr", "USERNAME": "me", "URL": Replies.url}
+        given["RECORD"] = json.dumps({"response": {}})
+        known = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        environment = {**known, "WSK": str(wsk), "NOTES": str(notes), **given, **env}
+        done = subprocess.run(
+            ["./deploy.sh"], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        calls = [call.splitlines() for call in notes.read_text().split("END\n")]
+        return done, [words[2:] for words in calls if words[1:2] == ["update"]]
+
+    def test_should_ask_for_what_the_usage_says(
+        self, replies: type[Replies], tmp_path: Path
+    ) -> None:
+        done, [words] = self.deploy(tmp_path)
+        assert done.returncode == 0, done
+        assert " ".join(words) == (
+            "max-ocr --docker me/max-ocr --web-secure false --web raw --memory 512 --timeout 300000"
+            " --param CORS  -a web-custom-options false"
+        )
+        settings = {"VERSION": "1.0", "MEMORY": "1024", "TIMEOUT": "60000", "CONCURRENCY": "10"}
+        settings |= {"SECRET": "s3cret", "PREDICT_PATH": "/predict", "BASE_PATH": "", "CORS": "*"}
+        done, [words] = self.deploy(tmp_path, **settings)
+        assert words == [
+            *("max-ocr", "--docker", "me/max-ocr:1.0", "--web-secure", "s3cret", "--web", "raw"),
+            *("--memory", "1024", "--timeout", "60000", "--concurrency", "10"),
+            *("--param", "PREDICT_PATH", "/predict", "--param", "BASE_PATH", ""),
+            *("--param", "CORS", "*", "-a", "web-custom-options", "true"),
+        ]
+
+    def test_should_make_results_with_the_models_secret(
+        self, replies: type[Replies], tmp_path: Path
+    ) -> None:
+        made = f"{{}}max-ocr-results {ROOT}/results.py --web-secure {{}} --kind python:default"
+        made += " --web raw -a provide-api-key true --param MODEL max-ocr"
+        for package, secret in (("", ""), ("models", "s3cret")):
+            replies.told = [200, 202]
+            env = {"RESULTS": "1", "SECRET": secret, "PACKAGE": package}
+            done, calls = self.deploy(tmp_path, **env)
+            assert done.returncode == 0, done
+            words = made.format(package and package + "/", secret or "false")
+            assert " ".join(calls[-1]) == words
+        replies.told = [200, 202]
+        _, calls = self.deploy(tmp_path, RESULTS="1", RESULTS_INSECURE="1")
+        assert calls[-1][-3:] == ["--param", "INSECURE", "1"]
+
+    def test_should_say_that_results_have_no_api(
+        self, replies: type[Replies], tmp_path: Path
+    ) -> None:
+        replies.told = [200, 502]
+        done, _ = self.deploy(tmp_path, RESULTS="1")
+        assert done.returncode == 1
+        assert f"GET {replies.url}-results/{0:032}: 502 told" in done.stderr
+        assert "FAILED: the action of its results does not reach OpenWhisk's API" in done.stderr
+
+    @pytest.mark.parametrize(
+        ("parameters", "predict", "shown"),
+        [
+            ([{"in": "formData", "name": "image", "type": "file"}], "", "-F image=@FILE URL"),
+            ([{"in": "formData", "name": "n"}], "", "-F n=VALUE URL"),
+            (
+                [{"in": "body", "name": "payload"}],
+                "/predict",
+                "-H 'Content-Type: application/json' -d JSON URL",
+            ),
+            ([{"in": "query", "name": "a", "required": True}], "", "-X POST 'URL?a=VALUE'"),
+            ([], "", "-X POST URL"),
+        ],
+    )
+    def test_should_say_how_to_call_each(
+        self,
+        replies: type[Replies],
+        tmp_path: Path,
+        parameters: list[Any],
+        predict: str,
+        shown: str,
+    ) -> None:
+        path = {"post": {"parameters": parameters}}
+        replies.swagger = json.dumps({"paths": {predict or "/model/predict": path}}).encode()
+        done, _ = self.deploy(tmp_path, PREDICT_PATH=predict)
+        url = replies.url
+        assert done.stdout.splitlines()[-1].strip() == "curl " + shown.replace("URL", url)
+        done, _ = self.deploy(tmp_path, PREDICT_PATH=predict, SECRET="s3cret")
+        assert "curl -H 'X-Require-Whisk-Auth: s3cret' " in done.stdout
+
+    def test_should_ask_again_while_openwhisk_says_202(
+        self, replies: type[Replies], tmp_path: Path
+    ) -> None:
+        replies.told = [202, 202, 200]
+        assert self.deploy(tmp_path)[0].returncode == 0
+        assert replies.asked[:3] == ["/web/max-ocr/model/metadata"] * 3
+
+    def test_should_check_what_it_is_told(self, replies: type[Replies], tmp_path: Path) -> None:
+        record = {"response": {"result": {"error": "no weights"}}, "logs": ["a line of the log"]}
+        replies.told = [404]
+        done, _ = self.deploy(tmp_path, CHECK="/health?a=b", RECORD=json.dumps(record))
+        assert done.returncode == 1
+        assert replies.asked == ["/web/max-ocr/health?a=b"]
+        assert f"GET {replies.url}/health?a=b: 404 told" in done.stderr
+        assert "no weights\n    a line of the log" in done.stderr
+        assert "health?a=b is not answered with 200; another path: CHECK=/path" in done.stderr
+        assert self.deploy(tmp_path, CHECK="")[0].returncode == 0
+        replies.url = f"http://127.0.0.1:{free_port()}/web/max-ocr"
+        done, _ = self.deploy(tmp_path)
+        assert done.returncode == 1
+        assert f"FAILED: its URL {replies.url} does not answer" in done.stderr
+        replies.url = "error"
+        assert "FAILED: wsk does not tell its URL" in self.deploy(tmp_path)[0].stderr
 
 
 def test_the_tests_run_against_an_openwhisk(models: str, registry: str, tmp_path: Path) -> None:
