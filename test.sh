@@ -12,6 +12,7 @@ in_the_background() { # name, command...: what it says is shown if it fails
     shift
     "$@" >"$logs/$name" 2>&1 || { cat "$logs/$name" >&2; exit 1; }
 }
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$(python3 --version) is too old for the tests: install Python 3.11 or newer."
 failed=0 options=() missing=() installing=() jobs=()
 
 case ${1:-} in

@@ -120,9 +120,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What was skipped, with how to get it."""
     skipped = Counter(report.longrepr[2] for report in terminalreporter.getreports("skipped"))
     for reason, count in skipped.items():

@@ -30,7 +30,6 @@ from conftest import (
 
 import devserver
 
-PRETTY = '{\n  "a": [1, {\n    "c": null\n  }],\n  "b": {\n\n  }\n}'
 ACTIVATION_ID = "x-openwhisk-activation-id"
 
 

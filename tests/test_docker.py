@@ -250,7 +250,9 @@ def test_the_container_reads_the_text_in_a_picture(image: str, options: tuple[st
     command = [sys.executable, "devserver.py", f"http://127.0.0.1:{port}", "--port", web_port]
     with running(Process(*command, cwd=ROOT)) as server:
         url = server.out.get(timeout=120).strip()
-        assert '"CAFE SERVERLESS"' in run("curl", "-sS", "-F", "image=@assets/receipt.png", url)
+        asked = ["curl", "-sS", "-F", "image=@assets/receipt.png"]
+        assert '"CAFE SERVERLESS"' in run(*asked, url)
+    assert '"CAFE SERVERLESS"' in run(*asked, f"http://127.0.0.1:{port}/model/predict")
     started = time.monotonic()
     run("docker", "stop", container)
     assert time.monotonic() - started < 9  # after 10 s it is killed
@@ -897,7 +899,7 @@ def test_the_tests_run_against_an_openwhisk(models: str, registry: str, tmp_path
     """The stand-in for wsk and devserver.py are the real one here."""
     options = ["--openwhisk", "http://127.0.0.1:3233", "--wsk", f"{ROOT / 'tests' / 'wsk'} -i"]
     options += ["--registry", f"{registry}/tests", "--base-image", f"{models}/max-ocr"]
-    files = [f"tests/test_{name}.py" for name in ("fidelity", "recordings", "faults", "logs")]
+    files = [f"tests/test_{name}.py" for name in ("fidelity", "recordings", "faults")]
     (tmp_path / "state").mkdir()
     env = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     env["WSK_STATE"] = str(tmp_path / "state")

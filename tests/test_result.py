@@ -456,6 +456,12 @@ class TestResult:
         assert result["headers"]["ETag"] == 'W/"abc"'
         assert gzip.decompress(base64.b64decode(result["body"])) == b"cached" * 200_000
 
+    def test_should_count_as_failed_from_status_500_on(self) -> None:
+        for status in (499, 500):
+            answer = openwhisk.result_of((f"{status} x", [("Content-Type", "image/png")], b"x"))
+            assert ("error" in answer) == (status == 500)
+        assert answer["error"]["body"] == "eA=="
+
     def test_should_be_text_where_the_controller_says_so(self) -> None:
         recorded = json.loads((ROOT / "tests/recordings/text_media_types.json").read_text())
         assert set(recorded["text"]) == openwhisk.TEXT

@@ -23,6 +23,7 @@ from conftest import (
     Process,
     WebAction,
     free_port,
+    needs,
     request,
     running,
     start_container,
@@ -268,6 +269,7 @@ def test_an_api_that_is_down_or_slow_is_a_502_and_the_log_says_why(
 def test_a_certificate_that_nobody_vouches_for_is_refused_unless_allowed(
     api: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    needs("openssl")
     subject = ["-subj", "/CN=localhost", "-days", "1", "-nodes", "-newkey", "rsa:2048"]
     files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "certificate")]
     subprocess.run(["openssl", "req", "-x509", *subject, *files], check=True, capture_output=True)

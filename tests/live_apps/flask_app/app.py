@@ -170,11 +170,6 @@ def brotli() -> Any:
     return Response(b"no brotli", mimetype="text/html", headers={"Content-Encoding": "br"})
 
 
-@application.errorhandler(ZeroDivisionError)
-def not_this(error: Any) -> Any:
-    return "division", 500
-
-
 @application.route("/close-stdout")
 def close() -> Any:
     sys.stdout.close()
