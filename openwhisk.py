@@ -183,13 +183,13 @@ IDS = {  # of a message: in the environ
     ).split()
 }
 OW_NAME = re.compile(r"__OW_[A-Z_]{1,40}\Z")
-# One of them may be a caller's X-Request-ID, of which the controller takes as many bytes; longer
-# texts would leave no room in the environment of child processes.
+# The controller takes as many of a caller's X-Request-ID, which is one of them; longer texts would
+# leave no room in the environment of child processes.
 ID_BYTES = 8192
 CONTROL_CHARACTER = re.compile(r"[\0-\x08\x0a-\x1f\x7f]")  # but for the tab, as in headers
 MILLISECONDS = re.compile(r"[0-9]{1,20}\Z")
-# By name what C's environment points to. os.environ's setenv() keeps every value that it is ever
-# given (270 bytes an activation), so these buffers are written over.
+# By name what C's environment points to. os.environ's setenv() keeps all that it is ever given
+# (270 bytes an activation), so these buffers are written over.
 C_VARIABLES: Dict[str, Any] = {}
 putenv = ctypes.PyDLL(None).putenv
 
@@ -290,7 +290,7 @@ def decode_base64(text: bytes) -> bytes:
         buffer = bytearray(size + 1)
         address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
         is_whole = (
-            len(text) % 4 == 0  # else OpenSSL may have passed over spaces at the ends
+            len(text) % 4 == 0  # else OpenSSL may have skipped spaces
             and EVP_DecodeBlock(address, text, len(text)) == size
             and text.find(b"=", 0, len(text) - padding) < 0  # for OpenSSL = is a zero
         )
@@ -486,7 +486,7 @@ HeaderList = List[Tuple[str, str]]
 Response = Tuple[str, HeaderList, bytes]  # status, headers, body
 
 LIMIT_KEY = "web_action.result_limit"  # in the environ
-# An answer is collected up to so many times RESULT_LIMIT: gzip makes JSON smaller, but not by more.
+# How many times RESULT_LIMIT an answer may be: gzip makes JSON smaller, but not by more.
 ANSWER_FACTOR = 32
 HTTP_LIMIT = 1 << 23  # in its place past OpenWhisk, for an app that is called one at a time
 
@@ -588,7 +588,7 @@ LOOKS_BASE64 = re.compile(
 )
 # Compression pays from so many bytes on, and if it leaves this part of the first 16 KiB.
 GZIP_BYTES, GZIP_PART = 1000, 0.7
-# Bytes written at a time, or made base64: 750 kB in 1.6 ms, where all at once take 2.2.
+# Bytes written at a time, or made base64: 750 kB in 1.6 ms, all at once in 2.2.
 PIECE = 3 << 16
 UTF_8 = ("", "utf-8", "utf8")
 
@@ -609,20 +609,16 @@ def malformed(error: Exception) -> NoAnswerError:
 
 
 def result_of(
-    response: Response,
-    accept_encoding: str = "",
-    accept: str = "",
-    cors: str = "",
-    added: Iterable[Tuple[str, str]] = (),
+    response: Response, accept_encoding: str = "", accept: str = "", cors: str = "", added: Any = ()
 ) -> Record:
     """The result that the controller makes the app's response of (tests/recordings/responses.json).
 
-    Its body is bytes where JSON has to hold base64, which `serialize` makes of them. Raises
-    NoAnswerError.
+    With our headers `added`. Its body is bytes where JSON has to hold base64, which `serialize`
+    makes of them. Raises NoAnswerError.
     """
     status_line, header_list, body = response
     status, fields = int(status_line.split(None, 1)[0]), fields_of(header_list)
-    if cors != "app":  # instead of the model's there is one of the controller, or of ours
+    if cors != "app":  # there is one of the controller's, or ours
         fields.pop("access-control-allow-origin", None)
     for name, text in added:
         fields.setdefault(name.lower(), [name]).append(text)
@@ -630,8 +626,8 @@ def result_of(
         sentence = "The model answered with status %d, which OpenWhisk does not pass on."
         raise NoAnswerError(500, sentence % status)
     if body and status < 400 and not is_accepted(fields, accept):
-        # Instead of the controller's 406 it is named as the caller wants it, whatever it is, and a
-        # redirect goes without its body.
+        # Instead of the controller's 406 it is named as the caller wants it; a redirect goes
+        # without its body.
         body = body if status < 300 else b""
         fields["content-type"] = named_type(fields, accept)
     if "gzip" in accept_encoding and parse_accept_header(accept_encoding)["gzip"]:
@@ -883,7 +879,7 @@ def serialize(result: Record, limit: int = 0) -> Tuple[int, Iterable[bytes]]:
         return size, [data]
     pieces = (body[start : start + PIECE] for start in range(0, len(body), PIECE))
     encoded = (binascii.b2a_base64(piece, newline=False) for piece in pieces)
-    return size, itertools.chain([data[:-2]], encoded, [data[-2:]])  # the body comes last
+    return size, itertools.chain([data[:-2]], encoded, [data[-2:]])
 
 
 # ---- The log ----
@@ -972,7 +968,7 @@ class Handler(serving.WSGIRequestHandler):
 NOT_LOADED = "The model is not loaded; the log says more."
 FAILED = "The request failed; the log says why."
 ACCEPT_LENGTH = 1000  # Werkzeug takes seconds to understand 8000 spaces
-# A message is read if it takes at most so many times RESULT_LIMIT, as its JSON takes more memory.
+# How many times RESULT_LIMIT a message may be, as its JSON takes more memory.
 MESSAGE_FACTOR = 8
 
 
@@ -1223,7 +1219,7 @@ class Model:
         werkzeug.run_simple = serving.run_simple = run_simple
 
     def take(self, app: Any, threaded: bool = True) -> None:
-        """Stands in for a server's run(), so it does not return either."""
+        """Stands in for a server's run(), and does not return either."""
         thread = threading.current_thread()
         idle: Callable[[float], Any] = time.sleep
         if not threaded:
@@ -1371,7 +1367,7 @@ class Stop:
         threading.Thread(target=self.watch, daemon=True).start()
 
     def arm(self) -> None:
-        """In the main thread, again and again, as an event loop of the model takes the signals."""
+        """In the main thread, again and again: an event loop of the model takes the signals."""
         signal.set_wakeup_fd(self.writer)  # comes even while the main thread loads a model in C
         for number in STOPS:
             if signal.getsignal(number) in DEFAULTS:
@@ -1402,8 +1398,9 @@ class Stop:
         last = time.monotonic() + REQUESTS_SECONDS
         self.main_has_passed = False
         self.finish_requests(last)
-        if signal.getsignal(number) != self.handle:
-            self.wait_for_main_thread(last)
+        has_handler = signal.getsignal(number) != self.handle  # the model's, in the main thread
+        while has_handler and not self.main_has_passed and time.monotonic() < last:
+            time.sleep(0.05)
         at_exit = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # not by _exit()
         at_exit.start()
         at_exit.join(max(EXIT_SECONDS, last - time.monotonic()))
@@ -1415,11 +1412,6 @@ class Stop:
         self.server.server_close()
         for thread in list(Handler.threads):
             thread.join(max(0, last - time.monotonic()))
-
-    def wait_for_main_thread(self, last: float) -> None:
-        """It runs the model's own handler, then comes by `arm`."""
-        while not self.main_has_passed and time.monotonic() < last:
-            time.sleep(0.05)
 
 
 def fork_and_forget(  # pragma: no cover, Python 3.6
