@@ -96,7 +96,7 @@ class MediaType:
 
     def __init__(self, content_type: str) -> None:
         found = CONTENT_TYPE.match(content_type)
-        if not found:
+        if not found or content_type.rstrip().endswith(";"):
             raise ValueError(f"{content_type!r} is not a media type")
         self.kind = found[1].lower()
         parameters = dict(re.findall(rf'({TOKEN})=({TOKEN}|"(?:[^"\\]|\\.)*")', found[2]))

@@ -385,6 +385,15 @@ def test_a_type_that_the_caller_does_not_accept_is_a_406(
     assert [text is None for text in own] == [status == 406] * 2
 
 
+@pytest.mark.parametrize("text", ["a/b; c=d", "a/b; c=d;", "a/b;", "a/b; ;", "a", "a/b; c"])
+def test_a_malformed_type_is_a_binary_one(recorder: Process, text: str) -> None:
+    """As a real controller did on 2026-11-30."""
+    with web_action(recorder.port) as port:
+        seen = request(port, "POST", BASE + "/x", b"x", {"Content-Type": text}).json
+    wanted = text if text == "a/b; c=d" else "application/octet-stream"
+    assert seen["CONTENT_TYPE"] == wanted
+
+
 def test_a_202_is_of_json(container: int) -> None:
     with web_action(container, wait=0.1) as port:
         Container.released.clear()
