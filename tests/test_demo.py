@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -76,7 +78,7 @@ def test_the_demo_reads_the_text_in_a_picture(clone: Path, port: int, said: str)
 LATER = """\
 $ url=http://127.0.0.1:3233/api/v1/web/guest/default/max-ocr
 $ id=$(curl -sS -o answer -w '%header{x-openwhisk-activation-id}' -F image=@assets/receipt.png $url)
-$ while [ "$(curl -sS -o answer -w '%{http_code}' $url-results/$id)" = 202 ]; do sleep 1; done
+$ while [ "$(curl -sS -o answer -w '%{http_code}' $url-results/$id)" = 202 ]; do sleep 5; done
 $ cat answer
 """
 
@@ -147,6 +149,10 @@ def test_the_demo_says_that_a_port_is_busy(clone: Path, said: str, recorder: Pro
     fails(clone, f"Port {test_port} is busy", PORT=test_port)
     fails(clone, "Port none is busy or no port", PORT="none")
     fails(clone, "Port 0 is busy or no port", PORT="0")
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # of a port that is busy already
+            stack.enter_context(socket.create_server(("127.0.0.1", 3233)))
+        fails(clone, "Port 3233 is busy", PORT="")
 
 
 @pytest.mark.parametrize(

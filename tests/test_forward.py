@@ -211,6 +211,7 @@ class TestRequest:
             "The model's server closed the connection without an answer.",
         )
         assert told(server)["posts"] == before + 1
+        server.until("gave no answer: ", server.err)
 
     def test_should_not_wait_for_a_body_that_the_server_refuses(self, server: Process) -> None:
         answer = server.request("POST", "/refused", bytes(5_000_000))
