@@ -488,7 +488,7 @@ Response = Tuple[str, HeaderList, bytes]  # status, headers, body
 LIMIT_KEY = "web_action.result_limit"  # in the environ
 # How many times RESULT_LIMIT an answer may be: gzip makes JSON smaller, but not by more.
 ANSWER_FACTOR = 32
-HTTP_LIMIT = 1 << 23  # in its place past OpenWhisk, for an app that is called one at a time
+HTTP_LIMIT = 1 << 23  # instead of it past OpenWhisk, where an app is called one at a time
 
 
 class NoAnswerError(Exception):
@@ -1372,9 +1372,8 @@ class Stop:
         for number in STOPS:
             if signal.getsignal(number) in DEFAULTS:
                 signal.signal(number, self.handle)
-        self.main_has_passed = (
-            True  # no Event, in which a handler that raises could leave its lock taken
-        )
+        # No Event, in which a handler that raises could leave its lock taken.
+        self.main_has_passed = True
 
     def handle(self, number: int, _: Any) -> None:
         """For when an event loop has taken the wakeup descriptor."""
