@@ -14,7 +14,7 @@ import time
 from typing import Any
 from wsgiref.simple_server import make_server
 
-from flask import Flask
+from flask import Flask, Response
 from werkzeug.serving import run_simple
 
 os.chdir(os.path.dirname(os.path.abspath(__file__)))
@@ -80,7 +80,7 @@ def large() -> bytes:
 
 @app.route("/endless")
 def endless() -> Any:
-    return iter(lambda: bytes(1_000_000), None)
+    return Response(iter(lambda: bytes(1_000_000), None))
 
 
 @app.route("/exit")
