@@ -131,7 +131,7 @@ get() { # path, curl's options... -> the status of what the web action answers; 
     [ -z "$SECRET" ] || set -- -H "X-Require-Whisk-Auth: $SECRET" "$@"
     for _ in 1 2 3 4 5; do
         status=$(curl -sS -o "$answer" -D "$headers" -w '%{http_code}' --max-time 120 "$@" "$url$path") || return
-        if [ "$status" != 202 ] || grep -qi '^retry-after:' "$headers"; then break; fi # of results.py
+        if [ "$status" != 202 ] || grep -qi '^retry-after:' "$headers"; then break; fi # that is results.py's own 202
     done
 }
 
@@ -146,15 +146,13 @@ explain() { # path -> what was answered, and what the activation's record says
     done
 }
 
-never=00000000000000000000000000000000 # an id that no activation has
-
 options() { # -> the words for wsk that an action and its results have in common
     words=(--web-secure false) # which takes away the one that it had
     [ -z "$SECRET" ] || words=(--web-secure "$SECRET")
 }
 
 deploy() { # model, action, image
-    local action=$2 url status words
+    local action=$2 url status words never=00000000000000000000000000000000 # an id that no activation has
     options
     words+=(--web raw --memory "$MEMORY" --timeout "$TIMEOUT")
     [ -z "$CONCURRENCY" ] || words+=(--concurrency "$CONCURRENCY")

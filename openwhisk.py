@@ -389,14 +389,14 @@ def wsgi_text(text: str) -> str:
 
 # What the controller makes of bytes that are not UTF-8: U+FFE9 of 0xE9.
 NOT_UTF_8 = re.compile("([\uffc0-\ufff7][\uff80-\uffff]*)")
-SENT = {0xFF00 + byte: byte for byte in range(0x80, 0x100)}
+AS_SENT = {0xFF00 + byte: byte for byte in range(0x80, 0x100)}
 
 
 def header_text(text: str) -> str:
     """A header's bytes as the caller sent them, in the shape of latin-1."""
     parts = NOT_UTF_8.split(first_line(text))
     return "".join(
-        part.translate(SENT) if NOT_UTF_8.match(part) else wsgi_text(part) for part in parts
+        part.translate(AS_SENT) if NOT_UTF_8.match(part) else wsgi_text(part) for part in parts
     )
 
 
@@ -609,7 +609,11 @@ def malformed(error: Exception) -> NoAnswerError:
 
 
 def result_of(
-    response: Response, accept_encoding: str = "", accept: str = "", cors: str = "", added: Any = ()
+    response: Response,
+    accept_encoding: str = "",
+    accept: str = "",
+    cors: str = "",
+    added: Iterable[Tuple[str, str]] = (),
 ) -> Record:
     """The result that the controller makes the app's response of (tests/recordings/responses.json).
 

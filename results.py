@@ -14,7 +14,7 @@ import re
 import ssl
 import urllib.error
 import urllib.request
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 Record = Dict[str, Any]
 
@@ -98,7 +98,7 @@ def invoke(args: Record, insecure: bool) -> Record:
     return ask("actions/" + action + "?blocking=false", insecure, body)
 
 
-def ask(path: str, insecure: bool, data: Any = None) -> Record:
+def ask(path: str, insecure: bool, data: Optional[bytes] = None) -> Record:
     """What OpenWhisk's API answers to a GET, or to a POST of the data; empty for what it has not
     got. Raises ApiError."""
     host = os.environ.get("__OW_API_HOST", "")

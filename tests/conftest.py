@@ -26,6 +26,7 @@ import urllib.parse
 import uuid
 from collections import Counter, deque
 from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -507,6 +508,20 @@ class WebAction:
                 "whisk.config.limits-actions-invokes-perMinute is higher: waiting"
             )
             time.sleep(5)
+
+
+@contextlib.contextmanager
+def serving(handler: Any) -> Iterator[ThreadingHTTPServer]:
+    """A server of the handler's, in this process."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @contextlib.contextmanager

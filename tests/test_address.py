@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,10 +18,11 @@ from conftest import (
     needs,
     request,
     running,
+    serving,
     web_action,
 )
 from playwright.sync_api import BrowserContext, Page
-from test_fidelity import CASES, RAW_CASES, compare, multipart
+from test_fidelity import EVERY_CASE, compare, multipart
 
 pytestmark = pytest.mark.stacks(1)  # nginx and browsers are the same for all
 
@@ -51,10 +51,10 @@ def nginx(max_app: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.mark.parametrize(
-    "case", [name for name in {**CASES, **RAW_CASES} if "bare" not in name or "flag" in name]
+    "case", [name for name in EVERY_CASE if "bare" not in name or "flag" in name]
 )
 def test_the_address_answers_as_the_models_own_server(case: str, own: int, nginx: int) -> None:
-    path, details = {**CASES, **RAW_CASES}[case]
+    path, details = EVERY_CASE[case]
     path = path if path.startswith("/") else "/" + path
     compare(path, details, own, WebAction(f"http://127.0.0.1:{nginx}"))
 
@@ -136,12 +136,8 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     """A folder, and the origin at which its pages are."""
-    handler = partial(Quiet, directory=str(tmp_path))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,)).start()
-    yield tmp_path, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving(partial(Quiet, directory=str(tmp_path))) as server:
+        yield tmp_path, f"http://127.0.0.1:{server.server_port}"
 
 
 def told(page: Page) -> str:

@@ -188,14 +188,18 @@ def test_the_demo_says_what_is_missing(clone: Path, tmp_path: Path) -> None:
         python.write_text("#!/bin/sh\n" + script + "\n")
         python.chmod(0o755)
         fails(tmp_path / "clone", words, PATH=path)
-    env = {**os.environ, "PATH": path}
-    for arguments, words in (([], "is too old for the tests"), (["--al"], "no option but --all")):
-        command = ["bash", "test.sh", *arguments]
+    for env, option, words in (
+        ({**os.environ, "PATH": path}, "--all", "is too old for the tests"),
+        (dict(os.environ), "--al", "no option but --all"),
+    ):
         done = subprocess.run(
-            command, cwd=tmp_path / "clone", env=env, capture_output=True, text=True
+            ["bash", "test.sh", option],
+            cwd=tmp_path / "clone",
+            env=env,
+            capture_output=True,
+            text=True,
         )
         assert (done.returncode, words in done.stderr) == (1, True), done
-        env = dict(os.environ)
     no_network = {
         "PIP_INDEX_URL": "http://127.0.0.1:9/",
         "PIP_RETRIES": "0",

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -24,6 +24,7 @@ from conftest import (
     free_port,
     request,
     running,
+    serving,
     start_container,
     web_action,
 )
@@ -77,15 +78,10 @@ def container(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     for name in ("init_status", "data", "status", "sized", "drops"):
         monkeypatch.setattr(Container, name, getattr(Container, name))
     Container.released.set()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Container)
-    monkeypatch.setattr(server, "handle_error", lambda *_: None)  # of clients that went away
-    threading.Thread(
-        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
-    ).start()
-    yield server.server_port
-    Container.released.set()
-    server.shutdown()
-    server.server_close()
+    with serving(Container) as server:
+        monkeypatch.setattr(server, "handle_error", lambda *_: None)  # of clients that went away
+        yield server.server_port
+        Container.released.set()
 
 
 @pytest.fixture
@@ -206,19 +202,22 @@ def test_equal_headers_count_as_one(action: int) -> None:
     assert request(action, "POST", BASE, b"x", headers).status == 204
 
 
+def assert_gets_at_once(most: int, port: int, path: str) -> None:
+    """How many of four activations."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        Container.released.clear()
+        Container.waiting, Container.most = 0, 0
+        answers = [pool.submit(request, port, "GET", path) for _ in range(4)]
+        wait_until(lambda: Container.waiting == most)
+        Container.released.set()
+        assert [answer.result().status for answer in answers] == [204] * 4
+        assert Container.most == most
+
+
 def test_a_container_gets_one_activation_at_a_time(container: int) -> None:
     for concurrency in (1, 2):
-        with (
-            web_action(container, concurrency=concurrency, timeout=30.0) as port,
-            concurrent.futures.ThreadPoolExecutor() as pool,
-        ):
-            Container.released.clear()
-            Container.waiting, Container.most = 0, 0
-            answers = [pool.submit(request, port, "GET", BASE) for _ in range(4)]
-            wait_until(lambda most=concurrency: Container.waiting == most)  # type: ignore[misc]
-            Container.released.set()
-            assert [answer.result().status for answer in answers] == [204] * 4
-            assert Container.most == concurrency
+        with web_action(container, concurrency=concurrency, timeout=30.0) as port:
+            assert_gets_at_once(concurrency, port, BASE)
 
 
 def test_a_client_waits_for_a_free_container_no_longer_than_for_others(container: int) -> None:
@@ -646,15 +645,9 @@ class TestCommandLine:
     ) -> None:
         url, port = f"http://127.0.0.1:{container}", free_port()
         command = self.devserver(url, "--port", str(port), "--concurrency", "2")
-        with running(command) as process, concurrent.futures.ThreadPoolExecutor() as pool:
+        with running(command) as process:
             path = process.out.get(timeout=60).strip().partition(str(port))[2]
-            Container.released.clear()
-            Container.waiting, Container.most = 0, 0
-            answers = [pool.submit(request, port, "GET", path) for _ in range(4)]
-            wait_until(lambda: Container.waiting == 2)
-            Container.released.set()
-            assert [answer.result().status for answer in answers] == [204] * 4
-            assert Container.most == 2
+            assert_gets_at_once(2, port, path)
 
     def test_should_explain_its_options(self) -> None:
         """The defaults that stand there are those that it takes."""

@@ -9,10 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +29,7 @@ from conftest import (
     request,
     run,
     running,
+    serving,
     web_action,
 )
 
@@ -445,13 +445,27 @@ class TestBuild:
         )
 
 
+def noting(folder: Path, script: str) -> dict[str, str]:
+    """A command that notes its words and goes on with the script; the variables that it takes."""
+    command, notes = folder / "command", folder / "notes"
+    command.write_text('#!/bin/sh\nprintf \'%s\\n\' "$@" END >>"$NOTES"\n' + script)
+    command.chmod(0o755)
+    notes.write_text("")
+    return {"PATH": os.environ["PATH"], "NOTES": str(notes), "COMMAND": str(command)}
+
+
+def noted(folder: Path) -> list[list[str]]:
+    """The words of each call of the command."""
+    calls = (folder / "notes").read_text().split("END\n")
+    return [call.splitlines() for call in calls if call]
+
+
 class TestBuildWords:
     """What build.sh says to an engine, with a stand-in for docker that only takes notes."""
 
-    DOCKER = """#!/bin/sh
-    printf '%s\\n' "$@" END >>"$NOTES"
+    DOCKER = """
     case $*$FAIL in
-        *Entrypoint*) echo "$COMMAND" ;;
+        *Entrypoint*) echo "$WORDS" ;;
         *ExposedPorts*) echo '8000/tcp ' ;;
         "run --rm"*) case $* in *" $PYTHON "*"< (3, 6)"*) ;; *) exit 1 ;; esac ;;
         "run -d"*run | build*build) exit 1 ;;
@@ -469,18 +483,14 @@ class TestBuildWords:
 
     def build(self, folder: Path, *arguments: str, **env: str) -> tuple[Done, list[list[str]], str]:
         """How it ended, the words of each call of docker, and the last Dockerfile."""
-        docker, notes = folder / "docker", folder / "notes"
-        docker.write_text(self.DOCKER)
-        docker.chmod(0o755)
-        notes.write_text("")
-        given = {"MODELS": "max-ocr", "USERNAME": "me", "PYTHON": "python", "DOCKER": str(docker)}
-        environment = {"PATH": os.environ["PATH"], "NOTES": str(notes), **given, **env}
+        known = noting(folder, self.DOCKER)
+        given = {"MODELS": "max-ocr", "USERNAME": "me", "PYTHON": "python"}
+        environment = {**known, "DOCKER": known["COMMAND"], **given, **env}
         done = subprocess.run(
             ["./build.sh", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
         )
-        calls = [call.splitlines() for call in notes.read_text().split("END\n") if call]
         made = folder / "notes.Dockerfile"
-        return done, calls, made.read_text() if made.exists() else ""
+        return done, noted(folder), made.read_text() if made.exists() else ""
 
     def test_should_ask_for_what_the_usage_says(self, tmp_path: Path) -> None:
         given = {
@@ -523,10 +533,10 @@ class TestBuildWords:
         self, tmp_path: Path, command: list[str], script: list[str]
     ) -> None:
         words = "".join(", " + json.dumps(word) for word in command)
-        _, _, dockerfile = self.build(tmp_path, COMMAND=words)
+        _, _, dockerfile = self.build(tmp_path, WORDS=words)
         last = dockerfile.splitlines()[-1]
         assert json.loads(last.partition(" ")[2]) == ["python", "openwhisk.py", *script]
-        _, _, dockerfile = self.build(tmp_path, COMMAND=words, WSGI_APP="app:app")
+        _, _, dockerfile = self.build(tmp_path, WORDS=words, WSGI_APP="app:app")
         assert dockerfile.endswith('\nCMD ["python", "openwhisk.py"]\n')
 
     def test_should_take_a_python_that_is_recent(self, tmp_path: Path) -> None:
@@ -535,7 +545,7 @@ class TestBuildWords:
 
     def test_should_forward_to_the_port_that_it_is_told(self, tmp_path: Path) -> None:
         for env, port in (({}, "8000"), ({"UPSTREAM_PORT": "9000"}, "9000")):
-            _, _, dockerfile = self.build(tmp_path, "--forward", COMMAND=', "serve"', **env)
+            _, _, dockerfile = self.build(tmp_path, "--forward", WORDS=', "serve"', **env)
             assert f"\nENV WSGI_APP=forward:app UPSTREAM_PORT={port}\n" in dockerfile
             assert dockerfile.endswith('\nCMD ["python", "openwhisk.py", "serve"]\n')
 
@@ -764,8 +774,7 @@ class TestDeployWords:
     """What deploy.sh says to wsk and prints, with a stand-in for wsk that only takes notes, and a
     server that answers as it is told to."""
 
-    WSK = """#!/bin/sh
-    printf '%s\\n' "$@" END >>"$NOTES"
+    WSK = """
     case $2-$1 in get-action) echo "ok: got action"; echo "$URL";; esac
     if [ "$1" = activation ]; then printf 'ok: got activation\\n%s\\n' "$RECORD"; fi
     """
@@ -773,28 +782,20 @@ class TestDeployWords:
     @pytest.fixture
     def replies(self) -> Iterator[type[Replies]]:
         Replies.told, Replies.swagger, Replies.asked = [200], b"{}", []
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Replies)
-        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
-        Replies.url = f"http://127.0.0.1:{server.server_port}/web/max-ocr"
-        yield Replies
-        server.shutdown()
-        server.server_close()
+        with serving(Replies) as server:
+            Replies.url = f"http://127.0.0.1:{server.server_port}/web/max-ocr"
+            yield Replies
 
     def deploy(self, folder: Path, **env: str) -> tuple[Done, list[list[str]]]:
         """How it ended, and the words of each call of wsk that makes something."""
-        wsk, notes = folder / "wsk", folder / "notes"
-        wsk.write_text(self.WSK)
-        wsk.chmod(0o755)
-        notes.write_text("")
+        known = noting(folder, self.WSK)
         given = {"MODELS": "max-ocr", "USERNAME": "me", "URL": Replies.url}
         given["RECORD"] = json.dumps({"response": {}})
-        known = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        environment = {**known, "WSK": str(wsk), "NOTES": str(notes), **given, **env}
+        environment = {**known, "WSK": known["COMMAND"], **given, **env}
         done = subprocess.run(
             ["./deploy.sh"], cwd=ROOT, env=environment, capture_output=True, text=True
         )
-        calls = [call.splitlines() for call in notes.read_text().split("END\n")]
-        return done, [words[2:] for words in calls if words[1:2] == ["update"]]
+        return done, [words[2:] for words in noted(folder) if words[1] == "update"]
 
     def test_should_ask_for_what_the_usage_says(
         self, replies: type[Replies], tmp_path: Path

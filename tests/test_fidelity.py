@@ -279,6 +279,7 @@ RAW_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bare flag": ("/seen/x?flag", {}),
     "query without values": ("/seen/x?flag=&empty=", {}),
 }
+EVERY_CASE = {**CASES, **RAW_CASES}
 
 
 @pytest.fixture(scope="session", params=["raw", "true"])

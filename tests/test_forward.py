@@ -34,7 +34,7 @@ from conftest import (
     web,
     web_action,
 )
-from test_fidelity import CASES, RAW_CASES, compare, json_body, multipart
+from test_fidelity import EVERY_CASE, compare, json_body, multipart
 
 pytestmark = pytest.mark.stacks(2)  # it needs the standard library only
 FORWARD = {"WSGI_APP": "forward:app"}
@@ -59,9 +59,9 @@ def max_server(stack: str) -> Iterator[WebAction]:
         yield WebAction(f"http://127.0.0.1:{web_port}{BASE}")
 
 
-@pytest.mark.parametrize("case", [*CASES, *RAW_CASES])
+@pytest.mark.parametrize("case", EVERY_CASE)
 def test_the_web_action_answers_as_the_server(case: str, own: int, max_server: WebAction) -> None:
-    compare(*{**CASES, **RAW_CASES}[case], own, max_server, at_root=case in KNOWS_ITS_PATH)
+    compare(*EVERY_CASE[case], own, max_server, at_root=case in KNOWS_ITS_PATH)
 
 
 # ---- Servers of others ----
