@@ -375,7 +375,7 @@ def base_path(message: Record, settings: Dict[str, str]) -> str:
 
 @functools.lru_cache(CACHED)
 def quoted(path: str) -> str:
-    """As it stands in URLs; the path is bytes in the shape of latin-1."""
+    """As in URLs; the path is bytes in the shape of latin-1."""
     return quote(path, "/!$&'()*+,;=:@~", "latin-1")
 
 
@@ -486,9 +486,9 @@ HeaderList = List[Tuple[str, str]]
 Response = Tuple[str, HeaderList, bytes]  # status, headers, body
 
 LIMIT_KEY = "web_action.result_limit"  # in the environ
-# How many times RESULT_LIMIT an answer may be: gzip makes JSON smaller, but not by more.
+# How many times RESULT_LIMIT an answer may be: gzip makes JSON smaller by no more.
 ANSWER_FACTOR = 32
-HTTP_LIMIT = 1 << 23  # instead of it past OpenWhisk, where an app is called one at a time
+HTTP_LIMIT = 1 << 23  # past OpenWhisk, where an app is called one at a time
 
 
 class NoAnswerError(Exception):
@@ -622,7 +622,7 @@ def result_of(
     """
     status_line, header_list, body = response
     status, fields = int(status_line.split(None, 1)[0]), fields_of(header_list)
-    if cors != "app":  # there is one of the controller's, or ours
+    if cors != "app":  # there is the controller's, or ours
         fields.pop("access-control-allow-origin", None)
     for name, text in added:
         fields.setdefault(name.lower(), [name]).append(text)
@@ -638,7 +638,7 @@ def result_of(
         body = compress(fields, body)
     content = encode_body(fields, body) if body and status not in (204, 205, 304) else ""
     headers = {name: texts if texts[1:] else texts[0] for name, *texts in fields.values()}
-    # The body comes last, as `serialize` wants it.
+    # The body comes last, for `serialize`.
     result = {"statusCode": status, "headers": headers, "body": content}
     if status < 500:
         return result
@@ -650,7 +650,7 @@ def result_of(
 def cors_headers(cors: str, environ: Record) -> Record:
     """What lets a page of another origin call an action with the annotation web-custom-options, to
     whose answers the controller adds nothing: https://fetch.spec.whatwg.org/#http-cors-protocol.
-    Empty where the setting leaves it to the controller, or to the model."""
+    Empty where the setting leaves it to others."""
     if cors in ("", "app"):
         return {}
     origin = "*" if cors == "*" else environ.get("HTTP_ORIGIN", "")
@@ -1129,8 +1129,9 @@ LIBRARY = re.compile(
 OTHER_SERVERS = (
     "aiohttp.run_app bottle.run cheroot.serve eventlet.run gevent.run gevent.serve_forever "
     "gunicorn.run hypercorn.run socketserver.serve_forever tornado.start uvicorn.run "
-    "waitress.serve wsgiref.make_server"
+    "waitress.serve"
 ).split()
+MAKES_SERVER = "wsgiref.make_server"  # perhaps of metrics
 OTHER_APPS = "Other apps, like FastAPI's, need forward.py: see the README."
 OTHER_SERVER = (
     "The model's script runs %s. If that serves a WSGI app, like those of Flask and Django, name "
@@ -1179,8 +1180,9 @@ class Model:
             self.search_main_thread()
             if self.app is None:
                 sentence = LOAD_FAILED % (source, type(error).__name__, error)
-                server = server_of(frame for frame, _ in traceback.walk_tb(error.__traceback__))
-                # A server of its own has found PORT taken.
+                trace = traceback.walk_tb(error.__traceback__)
+                server = server_of((frame for frame, _ in trace), [*OTHER_SERVERS, MAKES_SERVER])
+                # A server has found PORT taken.
                 self.settle(None, OTHER_SERVER % server if server else sentence)
         self.stay(time.sleep)
 
@@ -1223,7 +1225,7 @@ class Model:
         werkzeug.run_simple = serving.run_simple = run_simple
 
     def take(self, app: Any, threaded: bool = True) -> None:
-        """Stands in for a server's run(), and does not return either."""
+        """Stands in for a server's run(); does not return either."""
         thread = threading.current_thread()
         idle: Callable[[float], Any] = time.sleep
         if not threaded:
@@ -1260,7 +1262,7 @@ class Model:
             if thread in joined or (self.script_has_ended and not thread.daemon):
                 self.settle(app)
                 return
-        server = server_of(frames)
+        server = server_of(frames, OTHER_SERVERS)
         if server:
             self.settle(None, OTHER_SERVER % server)
 
@@ -1299,9 +1301,9 @@ def function_of(frame: Any) -> str:
     return "%s.%s" % (package, frame.f_code.co_name)
 
 
-def server_of(frames: Iterable[Any]) -> str:
-    """The package of the last of the frames that is in OTHER_SERVERS; empty if none is."""
-    servers = [name for name in map(function_of, frames) if name in OTHER_SERVERS]
+def server_of(frames: Iterable[Any], names: List[str]) -> str:
+    """The package of the last of the frames with one of the names; empty if none has."""
+    servers = [name for name in map(function_of, frames) if name in names]
     return servers[-1].partition(".")[0] if servers else ""
 
 
@@ -1371,12 +1373,12 @@ class Stop:
         threading.Thread(target=self.watch, daemon=True).start()
 
     def arm(self) -> None:
-        """In the main thread, again and again: an event loop of the model takes the signals."""
+        """In the main thread, again and again: a model's event loop takes the signals."""
         signal.set_wakeup_fd(self.writer)  # comes even while the main thread loads a model in C
         for number in STOPS:
             if signal.getsignal(number) in DEFAULTS:
                 signal.signal(number, self.handle)
-        # No Event, in which a handler that raises could leave its lock taken.
+        # No Event, whose lock a handler that raises could leave taken.
         self.main_has_passed = True
 
     def handle(self, number: int, _: Any) -> None:
@@ -1439,7 +1441,7 @@ def listen(port: int, app: WSGIApp) -> serving.BaseWSGIServer:
         server = serving.make_server("0.0.0.0", port, app, threaded=True, request_handler=Handler)
     except OSError as error:  # pragma: no cover, before Werkzeug 2.2
         sys.exit("The PORT %d can't be listened on: %s." % (port, error))
-    # Past Werkzeug's serve_forever(), which in old versions has no say in how often it looks.
+    # Werkzeug's own serve_forever() takes no interval in old versions.
     threading.Thread(target=HTTPServer.serve_forever, args=(server, 0.1), daemon=True).start()
     return server
 

@@ -197,6 +197,7 @@ class TestApps:
             "serial",
             "serial, joined",
             "asyncio",
+            "metrics",
             "other first",
         ],
     )

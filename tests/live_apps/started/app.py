@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from typing import Any
-from wsgiref.simple_server import make_server
+from wsgiref.simple_server import WSGIServer, make_server
 
 from flask import Flask, Response
 from werkzeug.serving import run_simple
@@ -105,6 +105,14 @@ def nap() -> str:
     return "awake"
 
 
+class SlowServer(WSGIServer):
+    """As where the name of its host takes a while to find."""
+
+    def server_bind(self) -> None:
+        time.sleep(0.5)
+        super().server_bind()
+
+
 def run(some: Any, seconds: float = 0) -> None:
     time.sleep(seconds)
     some.run("127.0.0.1")
@@ -177,6 +185,9 @@ if __name__ == "__main__":
         serving.join()
     elif how == "asyncio":
         run_an_event_loop()
+        app.run()
+    elif how == "metrics":
+        make_server("127.0.0.1", 0, health, server_class=SlowServer)
         app.run()
     elif how == "gevent":
         importlib.import_module("gevent.monkey").patch_all()
