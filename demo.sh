@@ -31,11 +31,10 @@ echo "Loading the model"
 container=$("$python" -c 'import socket; listener = socket.socket(); listener.bind(("", 0)); print(listener.getsockname()[1])')
 (cd examples/ocr && PORT=$container exec "$python" ../../openwhisk.py) >"$temporary/log" 2>&1 &
 model=$!
-mkfifo "$temporary/url"
-exec 3<>"$temporary/url"
-"$python" devserver.py "http://127.0.0.1:$container" --port "$PORT" --results >&3 &
+touch "$temporary/url"
+"$python" devserver.py "http://127.0.0.1:$container" --port "$PORT" --results >"$temporary/url" &
 server=$!
-until read -r -t 1 url <&3; do alive; done
+until read -r url <"$temporary/url"; do alive && sleep 0.2; done
 cat <<END
 
 The model is a web action now. Call it from this folder:

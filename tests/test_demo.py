@@ -175,6 +175,24 @@ def test_the_demo_says_that_the_model_died(
     assert time.monotonic() - started < 30
 
 
+SLOW = """
+import sys, time
+print("http://a.exam", end="", flush=True)
+time.sleep(1.5)
+print("ple", flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_demo_waits_for_the_whole_url(clone: Path, said: str, tmp_path: Path) -> None:
+    shutil.copytree(clone, tmp_path / "clone", ignore=shutil.ignore_patterns(".venv"))
+    (tmp_path / "clone" / ".venv").symlink_to(clone / ".venv")
+    (tmp_path / "clone" / "devserver.py").write_text(SLOW)
+    env = {"PORT": str(free_port())}
+    with running(Process("./demo.sh", cwd=tmp_path / "clone", env=env)) as demo:
+        assert "receipt.png http://a.example\n" in demo.until("Ctrl-C", demo.out)
+
+
 def test_the_demo_says_what_is_missing(clone: Path, tmp_path: Path) -> None:
     shutil.copytree(clone, tmp_path / "clone", ignore=shutil.ignore_patterns(".venv"))
     (tmp_path / "bin").mkdir()
