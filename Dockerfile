@@ -4,16 +4,17 @@ ARG MODEL
 ARG TAG=latest
 FROM ${REGISTRY}/${MODEL}:${TAG}
 
-# User and working directory stay those of the model, entry point and stop signal do not: SIGTERM must reach openwhisk.py.
-COPY openwhisk.py ./
+# User and working directory stay the model's. Entry point and stop signal do not: SIGTERM must reach openwhisk.py.
+COPY openwhisk.py /openwhisk/
 ARG WSGI_APP
 ARG PREDICT_PATH
 ARG RESULT_LIMIT
-ENV PORT=8080 PYTHONUNBUFFERED=1 WSGI_APP=${WSGI_APP} PREDICT_PATH=${PREDICT_PATH} RESULT_LIMIT=${RESULT_LIMIT}
+ENV PYTHONUNBUFFERED=1 OPENWHISK_APP=${WSGI_APP} OPENWHISK_PREDICT_PATH=${PREDICT_PATH} \
+    OPENWHISK_RESULT_LIMIT=${RESULT_LIMIT}
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 ENTRYPOINT []
-CMD ["python", "openwhisk.py"]
+CMD ["python", "/openwhisk/openwhisk.py"]
 
 ARG REGISTRY
 ARG MODEL

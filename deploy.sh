@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a web action of each of MODELS' images, and checks that it answers.
 set -euo pipefail
-folder=$(cd "$(dirname "$0")" && pwd)
+folder=$(dirname "$(readlink -f "$0")")
 
 usage() {
     cat <<'END'
@@ -9,7 +9,7 @@ Usage: MODELS="max-ocr max-object-detector" USERNAME=me ./deploy.sh
        MODELS="max-ocr" ./deploy.sh --delete
 
 Makes a web action MODEL of the image USERNAME/MODEL that build.sh pushed, for each of MODELS; prints its URL and how to
-call it. With --delete, removes the actions. With --manifest, prints them as a manifest.yaml for wskdeploy instead.
+call it. With --delete, removes the actions.
 
   variable           meaning
   MODELS             the models; they can be arguments, too
@@ -22,7 +22,7 @@ call it. With --delete, removes the actions. With --manifest, prints them as a m
   SECRET             callers must send it in the header X-Require-Whisk-Auth (default: anyone may call)
   PREDICT_PATH       what the bare URL stands for (default: the image's)
   BASE_PATH          the path at which callers see the model, if a proxy gives it an address of its own
-  CORS               the origins of pages that may call, * for any, app if the model answers that itself
+  RESULT_LIMIT       the platform's limit of a result in bytes (default: the image's)
   RESULTS            1 for an action MODEL-results too, which keeps answers that took over a minute (default: 0)
   RESULTS_INSECURE   1 if OpenWhisk's API has a certificate that nobody vouches for (default: 0)
   CHECK              the GET that has to be answered with 200, or nothing (default: /model/metadata)
@@ -30,195 +30,129 @@ call it. With --delete, removes the actions. With --manifest, prints them as a m
 END
 }
 
-fail() {
-    echo "deploy.sh: $*" >&2
-    exit 1
+fail() { echo "deploy.sh: $*" >&2 && exit 1; }
+word() { # variable, pattern, example
+    [[ ${!1} =~ ^($2)$ ]] || fail "$1 '${!1}' is not valid: it should be like $3."
 }
 
-word() { # name, value, pattern, example
-    [[ $2 =~ ^$3$ ]] || fail "$1 '$2' is not valid: it should be like $4."
-}
-
-models=() what=deploy
-while [ $# -gt 0 ]; do
-    case $1 in
-        -h | --help) usage && exit ;;
-        --delete | --manifest) what=${1#--} ;;
-        -*) fail "there is no option $1; --help lists all." ;;
-        *) models+=("$1") ;;
-    esac
-    shift
-done
-[ ${#models[@]} -gt 0 ] || read -r -d '' -a models <<<"${MODELS:-}" || true
+delete=0
+case ${1:-} in
+    -h | --help) usage && exit ;;
+    --delete) delete=1 && shift ;;
+    -*) fail "there is no option $1; --help lists the variables." ;;
+esac
+read -r -d '' -a models <<<"${*:-${MODELS:-}}" || true
 USERNAME=${USERNAME:-} VERSION=${VERSION:-} PACKAGE=${PACKAGE:-} MEMORY=${MEMORY:-512} TIMEOUT=${TIMEOUT:-300000}
-CONCURRENCY=${CONCURRENCY:-} SECRET=${SECRET:-} CHECK=${CHECK-/model/metadata} WSK=${WSK:-wsk}
-PREDICT_PATH=${PREDICT_PATH:-} CORS=${CORS:-} RESULTS=${RESULTS:-0} RESULTS_INSECURE=${RESULTS_INSECURE:-0}
+CONCURRENCY=${CONCURRENCY:-} RESULTS=${RESULTS:-0} RESULTS_INSECURE=${RESULTS_INSECURE:-0} CHECK=${CHECK-/model/metadata}
+PREDICT_PATH=${PREDICT_PATH:-} BASE_PATH=${BASE_PATH:-} RESULT_LIMIT=${RESULT_LIMIT:-} WSK=${WSK:-wsk}
+export SECRET=${SECRET:-} # for Python; in a command line anybody could read it
 
 part='[a-z0-9]+([._-]+[a-z0-9]+)*'
-[ ${#models[@]} -gt 0 ] || fail "which models? Name them: MODELS=\"max-ocr\" USERNAME=me ./deploy.sh (--help says more)."
-for model in "${models[@]}"; do word "the model" "$model" "$part" max-ocr; done
-if [ "$what" != delete ]; then
-    [ -n "$USERNAME" ] || fail "USERNAME is missing: whose images? USERNAME=me ./deploy.sh (--help says more)."
-    word USERNAME "$USERNAME" "([A-Za-z0-9.-]+(:[0-9]+)?/)?$part(/$part)*" "me or registry.example.com/me"
-fi
-[ -z "$PACKAGE" ] || word PACKAGE "$PACKAGE" '[A-Za-z0-9_][A-Za-z0-9_@.-]*' models
-word VERSION "$VERSION" '([A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?' 1.2.0
-word MEMORY "$MEMORY" '[1-9][0-9]*' 512
-word TIMEOUT "$TIMEOUT" '[1-9][0-9]*' 300000
-word CONCURRENCY "$CONCURRENCY" '([1-9][0-9]*)?' 10
-word CHECK "$CHECK" '(/[!-~]*)?' /model/metadata
-word PREDICT_PATH "$PREDICT_PATH" '(/[!-~]*)?' /predict
-word BASE_PATH "${BASE_PATH:-}" '(/[!-~]*)?' /models/ocr
-word CORS "$CORS" '(app|[*]|https?://[^ ,/]+( https?://[^ ,/]+)*)?' https://www.example.com
-[[ ! $SECRET =~ ^([Tt][Rr][Uu][Ee]|[Ff][Aa][Ll][Ss][Ee])$ ]] || fail "SECRET '$SECRET' is not valid: wsk does not take that for a text."
-word RESULTS "$RESULTS" '[01]' "0 or 1"
-word RESULTS_INSECURE "$RESULTS_INSECURE" '[01]' "0 or 1"
-for command in "${WSK%% *}" curl python3; do
-    [ "$what" = manifest ] || command -v "$command" >/dev/null || fail "$command is not installed."
-done
-# shellcheck disable=SC2086  # of several words, like "wsk -i"
-wsk() { command $WSK "$@"; }
+[ ${#models[@]} -gt 0 ] || fail 'which models? Name them: MODELS="max-ocr" USERNAME=me ./deploy.sh (--help says more).'
+for MODEL in "${models[@]}"; do word MODEL "$part" max-ocr; done
+[ $delete = 1 ] || word USERNAME "([A-Za-z0-9.-]+(:[0-9]+)?/)?$part(/$part)*" "me or registry.example.com/me"
+word CHECK '(/[!-~]*)?' /model/metadata
+word PREDICT_PATH '(/[!-~]*)?' /predict
+word BASE_PATH '(/[!-~]*)?' /models/ocr
+word RESULT_LIMIT '[0-9]*' 1048576
+word RESULTS '[01]' "0 or 1"
+read -r -a wsk <<<"$WSK" # of several words, like "wsk -i"
+for command in "${wsk[0]}" curl python3; do command -v "$command" >/dev/null || fail "$command is not installed."; done
+work=$(mktemp -d) # readable for nobody else
+trap 'rm -r "$work"' EXIT
 
-# How to call the model, from its swagger.json on standard input: a file, JSON, or a query.
+# How to call a model, from its swagger.json.
 read -r -d '' example <<'END' || true
-import json, shlex, sys
-url, secret, predict = sys.argv[1], sys.argv[2], sys.argv[3] or "/model/predict"
+import json, os, shlex, sys
+url, predict = sys.argv[1], sys.argv[2] or "/model/predict"
 try:
     paths = json.load(sys.stdin)["paths"]
-    method = "post" if "post" in paths[predict] else "get"
-    parameters = paths[predict].get("parameters", []) + paths[predict][method].get("parameters", [])
-except (KeyError, TypeError, ValueError):
-    method, parameters = "get", []
+    path = predict if predict in paths else next(path for path in paths if "post" in paths[path])
+    method = "post" if "post" in paths[path] else "get"
+    parameters = paths[path].get("parameters", []) + paths[path][method].get("parameters", [])
+except (KeyError, StopIteration, TypeError, ValueError):
+    sys.exit(print("    " + url, "stands for", sys.argv[2] or "what the image has as its PREDICT_PATH"))
+words = {"formData": ["-F", "%s=VALUE"], "file": ["-F", "%s=@FILE"], "body": ["-H", "Content-Type: application/json", "-d", "JSON"]}
 wanted = [one for one in parameters if one.get("required")] or parameters[:1]
-command = ["curl"] + (["-H", "X-Require-Whisk-Auth: " + secret] if secret else [])
-query = "&".join(one["name"] + "=VALUE" for one in wanted if one.get("in") == "query")
+command = ["curl"] + ["-H", "X-Require-Whisk-Auth: $SECRET"] * bool(os.environ["SECRET"])
 for one in wanted:
-    if one.get("in") == "formData":
-        command += ["-F", one["name"] + ("=@FILE" if one.get("type") == "file" else "=VALUE")]
-    elif one.get("in") == "body":
-        command += ["-H", "Content-Type: application/json", "-d", "JSON"]
-if method == "post" and len(command) < 3 + 2 * bool(secret):
-    command += ["-X", "POST"]
-print(" ".join(map(shlex.quote, command + [url + ("?" + query if query else "")])))
+    kind = "file" if one.get("type") == "file" else one["in"]
+    command += [word.replace("%s", one["name"]) for word in words.get(kind, [])]
+command += ["-X", "POST"] * (method == "post" and not {"-F", "-d"} & set(command))
+query = "&".join(one["name"] + "=VALUE" for one in wanted if one["in"] == "query")
+command.append(url + (path if path != predict else "") + ("?" + query if query else ""))
+print("    " + " ".join('"%s"' % word if "$SECRET" in word else shlex.quote(word) for word in command))
 END
 
-# What an activation's record, on standard input behind a line of wsk's, says of a failure.
-read -r -d '' reason <<'END' || true
-import json, sys
-record = json.loads(sys.stdin.read().partition("\n")[2])
-error = record["response"].get("result", {}).get("error", "")
-if isinstance(error, dict):
-    error = error.get("body", error)
-lines = record.get("logs") or []
-print("\n".join(([str(error)] if error else []) + ["    " + line for line in lines[-10:]]))
+python3 - "$work" <<'END' # all annotations each time, as an update keeps what it does not name
+import json, os, sys
+secret = os.environ["SECRET"]
+with open(sys.argv[1] + "/header", "w") as file:
+    file.write("X-Require-Whisk-Auth: %s\n" % secret if secret else "")
+for name, api_key in ("model", False), ("results", True):
+    annotations = {"web-export": True, "raw-http": True, "final": True, "web-custom-options": False}
+    annotations.update({"require-whisk-auth": secret or False, "provide-api-key": api_key})
+    with open(sys.argv[1] + "/" + name, "w") as file:
+        json.dump(annotations, file)
 END
 
 remove() { # action
-    error="wsk could not delete it"
-    wsk action delete "$1" || return
-    echo "$1: deleted"
-    remove_results "$1"
+    error=$("${wsk[@]}" action delete "$1" 2>&1) && echo "$1: deleted" || [[ $error == *"does not exist"* ]]
 }
 
-remove_results() { # action; an old one would keep an old secret
-    error="wsk could not delete its results"
-    ! wsk action get "$1-results" >/dev/null 2>&1 || wsk action delete "$1-results" >/dev/null
+update() { # action, file of annotations, options of wsk...
+    error="wsk could not make $1"
+    "${wsk[@]}" action update "$1" --annotation-file "$work/$2" "${@:3}" || return
+    error="wsk does not tell the URL of $1"
+    url=$("${wsk[@]}" action get "$1" --url | tail -n 1)
+    [[ $url =~ ^https?:// ]]
 }
 
-get() { # path, curl's options... -> the status of what the web action answers; again while OpenWhisk says 202 to a cold start
-    local path=$1
-    shift
-    [ -z "$SECRET" ] || set -- -H "X-Require-Whisk-Auth: $SECRET" "$@"
+update_results() {
+    update "$action-results" results "$folder/results.py" --kind python:default \
+        --param MODEL "$MODEL" --param INSECURE "${RESULTS_INSECURE/0/}"
+}
+
+get() { # path, curl's options...: again while OpenWhisk says 202 to a cold start; results.py's has a header
+    error="$url does not answer"
     for _ in 1 2 3 4 5; do
-        status=$(curl -sS -o "$answer" -D "$headers" -w '%{http_code}' --max-time 120 "$@" "$url$path") || return
-        if [ "$status" != 202 ] || grep -qi '^retry-after:' "$headers"; then break; fi # that is results.py's own 202
+        status=$(curl -sS -H @"$work/header" -o "$work/answer" -D "$work/headers" -w '%{http_code}' "${@:2}" "$url$1") || return
+        if [ "$status" != 202 ] || grep -qi '^retry-after:' "$work/headers"; then break; fi
     done
 }
 
-explain() { # path -> what was answered, and what the activation's record says
-    local id record
-    echo "GET $url$1: $status $(head -c 300 "$answer")"
-    id=$(tr -d '\r' <"$headers" | sed -n 's/^x-openwhisk-activation-id: *//Ip')
-    [ -n "$id" ] || return 0 # OpenWhisk's own answer
-    for _ in 1 2 3 4 5; do # records come late
-        record=$(wsk activation get "$id" 2>/dev/null) && python3 -c "$reason" <<<"$record" && break
-        sleep 1
+expect() { # status, path: of a GET; else the activation's record says more
+    get "$2" || return
+    [ "$status" != "$1" ] || return 0
+    error="GET $url$2 is answered with $status, not $1"
+    { head -c 300 "$work/answer" && echo; } >&2
+    id=$(tr -d '\r' <"$work/headers" | sed -n 's/^x-openwhisk-activation-id: *//Ip')
+    for _ in 1 2 3 4 5; do # a record comes late
+        if [ -z "$id" ] || "${wsk[@]}" activation result "$id" 2>/dev/null >&2; then break; else sleep 1; fi
     done
+    [ -z "$id" ] || "${wsk[@]}" activation logs "$id" | tail -n 10 >&2
+    return 1
 }
 
-options() { # -> the words for wsk that an action and its results have in common
-    words=(--web-secure false) # which takes away the one that it had
-    [ -z "$SECRET" ] || words=(--web-secure "$SECRET")
-}
-
-deploy() { # model, action, image
-    local action=$2 url status words never=00000000000000000000000000000000 # an id that no activation has
-    options
-    words+=(--web raw --memory "$MEMORY" --timeout "$TIMEOUT")
-    [ -z "$CONCURRENCY" ] || words+=(--concurrency "$CONCURRENCY")
-    [ -z "$PREDICT_PATH" ] || words+=(--param PREDICT_PATH "$PREDICT_PATH")
-    [ -z "${BASE_PATH+set}" ] || words+=(--param BASE_PATH "$BASE_PATH")
-    words+=(--param CORS "$CORS" -a web-custom-options "$([ -z "$CORS" ] && echo false || echo true)")
-    error="wsk could not make the action"
-    wsk action update "$action" --docker "$3" "${words[@]}" || return
-    error="wsk does not tell its URL"
-    url=$(wsk action get "$action" --url | tail -n 1) || return
-    [[ $url =~ ^https?:// ]] || return
-    error="its URL $url does not answer"
-    if [ -n "$CHECK" ]; then
-        get "$CHECK" || return
-        error="GET $url$CHECK is not answered with 200; another path: CHECK=/path"
-        [ "$status" = 200 ] || { explain "$CHECK" >&2 && return 1; }
-    fi
-    get /swagger.json --compressed && [ "$status" = 200 ] || echo '{}' >"$answer"
+deploy() { # never leaves open results beside a model with a secret, wherever it fails
+    local image=$USERNAME/$MODEL${VERSION:+:$VERSION} url status id
+    if [ "$RESULTS" = 1 ] && [ -n "$SECRET" ]; then update_results; else remove "$action-results"; fi || return
+    update "$action" model --docker "$image" --memory "$MEMORY" --timeout "$TIMEOUT" \
+        ${CONCURRENCY:+--concurrency "$CONCURRENCY"} --param OPENWHISK_PREDICT_PATH "$PREDICT_PATH" \
+        --param OPENWHISK_BASE_PATH "$BASE_PATH" --param OPENWHISK_RESULT_LIMIT "$RESULT_LIMIT" || return
+    [ -z "$CHECK" ] || expect 200 "$CHECK" || return
     echo "$action: $url"
-    echo "    $(python3 -c "$example" "$url" "$SECRET" "$PREDICT_PATH" <"$answer")"
-    if [ "$RESULTS" = 0 ]; then
-        remove_results "$action"
-        return
-    fi
-    error="wsk could not make the action of its results"
-    options
-    words+=(--kind python:default --web raw -a provide-api-key true --param MODEL "$1")
-    [ "$RESULTS_INSECURE" = 0 ] || words+=(--param INSECURE 1)
-    wsk action update "$action-results" "$folder/results.py" "${words[@]}" || return
-    url+=-results
-    error="the action of its results does not reach OpenWhisk's API; if its certificate is self-signed: RESULTS_INSECURE=1"
-    get "/$never" || return
-    [ "$status" = 202 ] || { explain "/$never" >&2 && return 1; }
-    echo "    curl ${SECRET:+-H $(printf %q "X-Require-Whisk-Auth: $SECRET") }$url/ID"
+    get /swagger.json --compressed && python3 -c "$example" "$url" "$PREDICT_PATH" <"$work/answer" || return
+    [ "$RESULTS" = 1 ] || return 0
+    update_results && expect 202 /00000000000000000000000000000000 || return # an id that no activation has
+    echo "    curl ${SECRET:+-H \"X-Require-Whisk-Auth: \$SECRET\" }$url/ID"
 }
 
-manifest() { # -> YAML, in which each value is JSON
-    local model secret=false
-    quote() { python3 -c 'import json, sys; print(json.dumps(sys.argv[1]))' "$1"; }
-    local package=default
-    [ -z "$PACKAGE" ] || package=$PACKAGE
-    [ -z "$SECRET" ] || secret=$(quote "$SECRET")
-    printf 'packages:\n  %s:\n    actions:\n' "$package"
-    for model in "${models[@]}"; do
-        printf '      %s:\n        docker: %s\n        web: raw\n' "$model" "$(quote "$USERNAME/$model${VERSION:+:$VERSION}")"
-        [ -z "$CONCURRENCY" ] || echo "        # wskdeploy has no word for it: wsk action update ${PACKAGE:+$PACKAGE/}$model --concurrency $CONCURRENCY"
-        printf '        limits: {memorySize: %s, timeout: %s}\n' "$MEMORY" "$TIMEOUT"
-        # All of them each time: wskdeploy keeps what an earlier manifest named and this one does not.
-        printf '        annotations: {require-whisk-auth: %s, web-custom-options: %s}\n' "$secret" "$([ -z "$CORS" ] && echo false || echo true)"
-        printf '        inputs: {%s%sCORS: %s}\n' "${PREDICT_PATH:+PREDICT_PATH: $(quote "$PREDICT_PATH"), }" \
-            "${BASE_PATH+BASE_PATH: $(quote "$BASE_PATH"), }" "$(quote "$CORS")"
-        [ "$RESULTS" = 1 ] || continue
-        printf '      %s-results:\n        function: results.py\n        runtime: python:default\n        web: raw\n' "$model"
-        printf '        annotations: {require-whisk-auth: %s, provide-api-key: true}\n' "$secret"
-        printf '        inputs: {MODEL: %s%s}\n' "$(quote "$model")" "$([ "$RESULTS_INSECURE" = 0 ] || echo ', INSECURE: "1"')"
-    done
-}
-
-[ "$what" != manifest ] || { manifest && exit; }
-answer=$(mktemp) headers=$(mktemp)
-trap 'rm -f "$answer" "$headers"' EXIT
-[ -z "$PACKAGE" ] || [ "$what" = delete ] || wsk package update "$PACKAGE" >/dev/null || fail "wsk could not make the package $PACKAGE."
 failed=0
-for model in "${models[@]}"; do
-    action=${PACKAGE:+$PACKAGE/}$model error=
-    if [ "$what" = delete ]; then remove "$action"; else deploy "$model" "$action" "$USERNAME/$model${VERSION:+:$VERSION}"; fi || {
+[ -z "$PACKAGE" ] || [ $delete = 1 ] || "${wsk[@]}" package update "$PACKAGE" || fail "wsk could not make the package."
+for MODEL in "${models[@]}"; do
+    action=${PACKAGE:+$PACKAGE/}$MODEL error=
+    if [ $delete = 1 ]; then remove "$action-results" && remove "$action"; else deploy; fi || {
         echo "$action: FAILED: $error" >&2
         failed=1
     }

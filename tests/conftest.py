@@ -340,7 +340,7 @@ def running(process: Process) -> Iterator[Process]:
 def start_container(stack: str, app: Path, *arguments: str, **env: str) -> Process:
     """openwhisk.py with the app, as in a container, and ready to be asked."""
     port = free_port()
-    env = {"PORT": str(port), **env}
+    env = {"OPENWHISK_LISTEN_PORT": str(port), **env}
     command = [stack, str(ROOT / "openwhisk.py"), *arguments]
     return Process(*command, cwd=app, port=port, env=env).wait_ready()
 
@@ -353,7 +353,9 @@ def start_script(stack: str, folder: Path, *lines: str, **env: str) -> Process:
 
 @pytest.fixture(scope="session")
 def recorder(stack: str) -> Iterator[Process]:
-    with running(start_container(stack, LIVE_APPS / "recorder", WSGI_APP="app:app")) as process:
+    with running(
+        start_container(stack, LIVE_APPS / "recorder", OPENWHISK_APP="app:app")
+    ) as process:
         assert process.post("/init", {"value": {}}).json == {"ok": True}
         yield process
 
@@ -365,10 +367,17 @@ def flask_app(stack: str) -> Iterator[Process]:
         yield process
 
 
-@pytest.fixture(scope="session")
-def max_app(stack: str) -> Iterator[Process]:
+@contextlib.contextmanager
+def model_container(stack: str) -> Iterator[Process]:
+    """A model's, which is loaded."""
     with running(start_container(stack, LIVE_APPS / "max_app")) as process:
         process.post("/init", {"value": {}})
+        yield process
+
+
+@pytest.fixture(scope="session")
+def max_app(stack: str) -> Iterator[Process]:
+    with model_container(stack) as process:
         yield process
 
 
@@ -564,7 +573,9 @@ class OpenWhisk:
         self.images.add(name)
         return name
 
-    def web_action(self, app: str, *lines: str, web: str = "raw", timeout: int = 300) -> WebAction:
+    def web_action(
+        self, app: str, *lines: str, web: str = "raw", timeout: int = 300, **bound: str
+    ) -> WebAction:
         """By build.sh and deploy.sh; of another kind, or time limit in seconds, by wsk."""
         model = app.replace("_", "-")
         image = f"{self.registry}/{model}"
@@ -575,12 +586,15 @@ class OpenWhisk:
             run(ROOT / "deploy.sh", model, USERNAME=self.registry, **settings)
             self.images.add(image)
             self.actions.add(model)
-        if (web, timeout) == ("raw", 300):
+        if (web, timeout, bound) == ("raw", 300, {}):
             return self.found(model)
-        return self.update(f"{model}-{web}-{timeout}", image, web, timeout)
+        name = f"{model}-{web}-{timeout}" + "-bound" * bool(bound)
+        return self.update(name, image, web, timeout, **bound)
 
-    def update(self, action: str, image: str, web: str, timeout: int) -> WebAction:
+    def update(self, action: str, image: str, web: str, timeout: int, **bound: str) -> WebAction:
         options = ["--docker", image, "--web", web, "--timeout", str(1000 * timeout)]
+        for name, text in bound.items():
+            options += ["--param", name, text]
         self.call("action", "update", f"{self.package}/{action}", *options, "--memory", "512")
         self.actions.add(action)
         return self.found(action)

@@ -1,13 +1,11 @@
-"""An image's own server behind openwhisk.py and forward.py: what it answers, what becomes of it."""
+"""An image's own server behind forward.py: what it is told, what it answers, what becomes of it."""
 
 from __future__ import annotations
 
-import base64
 import concurrent.futures
-import contextlib
-import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,8 +19,6 @@ import pytest
 from conftest import (
     BASE,
     LIVE_APPS,
-    ROOT,
-    SENTINEL,
     Process,
     WebAction,
     free_port,
@@ -34,34 +30,38 @@ from conftest import (
     web,
     web_action,
 )
-from test_fidelity import EVERY_CASE, compare, json_body, multipart
+from test_fidelity import EVERY_CASE, ROOT_CASES, compare, json_body, multipart
 
-pytestmark = pytest.mark.stacks(2)  # it needs the standard library only
-FORWARD = {"WSGI_APP": "forward:app"}
-# What the server of the MAX app would have to know its path for: links of its own making.
-KNOWS_ITS_PATH = {"Swagger UI"}
+pytestmark = pytest.mark.stacks(2)  # it needs little of a stack
+ENDED = "The model's server has ended; the log says how."
+NO_ANSWER = "The model's server gave no valid answer; the log says why."
+NOT_READY = "The model's server ended before it was ready; see the log."
 
 
 def forwarded(stack: str, app: str, command: list[str], port: int, **env: str) -> Process:
     """The server's command behind openwhisk.py and forward.py."""
-    env = {"UPSTREAM_PORT": str(port), **FORWARD, **env}
+    env = {"OPENWHISK_UPSTREAM_PORT": str(port), **env}
     return start_container(stack, LIVE_APPS / app, *command, **env)
 
 
 @pytest.fixture(scope="module")
 def max_server(stack: str) -> Iterator[WebAction]:
+    """The MAX app's own server, which does not know its path: at the root of a host."""
     port = free_port()
     command = [stack, "app.py", "--port", str(port)]
     with (
         running(forwarded(stack, "max_app", command, port)) as container,
-        web_action(container.port) as web_port,
+        web_action(container.port, parameters={"OPENWHISK_BASE_PATH": "/"}) as web_port,
     ):
         yield WebAction(f"http://127.0.0.1:{web_port}{BASE}")
 
 
-@pytest.mark.parametrize("case", EVERY_CASE)
+ALL_CASES = {**EVERY_CASE, **ROOT_CASES}
+
+
+@pytest.mark.parametrize("case", ALL_CASES)
 def test_the_web_action_answers_as_the_server(case: str, own: int, max_server: WebAction) -> None:
-    compare(*EVERY_CASE[case], own, max_server, at_root=case in KNOWS_ITS_PATH)
+    compare(*ALL_CASES[case], own, max_server, "")
 
 
 # ---- Servers of others ----
@@ -76,13 +76,12 @@ UVICORN_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "picture": ("/picture", {}),
     "stream": ("/stream", {}),
     "cookies": ("/cookies", {}),
-    "redirect to its root": ("/moved?to=/docs", {}),
     "redirect to another host": ("/moved?to=https://example.com/docs", {}),
-    "redirect to its own address": ("/moved?to=http://model.example.com/docs?a=1", {}),
-    "redirect of a slash too many": ("/text/", {"method": "POST"}),
+    "redirect to its root": ("/moved?to=/app/", {}),
+    "redirect to its own address": ("/moved?to=http://model.example.com/app/?a=1", {}),
+    "redirect of a slash too many": ("/seen/", {"method": "POST"}),
     "not found": ("/nowhere", {}),
     "wrong method": ("/text", {}),
-    "head": ("/picture", {"method": "HEAD"}),
     "target": ("/seen/a%2Fb%20c//%C3%A9;x=1?a=%26+&b", {"headers": {"X-One": "1"}}),
     "DELETE": ("/seen/a", {"method": "DELETE"}),
     "PUT": ("/seen/a", {"method": "PUT", "body": b"\x00\xff", "headers": {"Content-Type": "a/b"}}),
@@ -107,7 +106,8 @@ def uvicorn_ports(stack: str) -> Iterator[tuple[int, WebAction]]:
 
 @pytest.mark.parametrize("case", UVICORN_CASES)
 def test_uvicorn_with_fastapi(case: str, uvicorn_ports: tuple[int, WebAction]) -> None:
-    compare(*UVICORN_CASES[case], *uvicorn_ports)
+    own, action = uvicorn_ports
+    compare(*UVICORN_CASES[case], own, action, action.base)
 
 
 def test_uvicorns_docs_page_with_its_path(stack: str) -> None:
@@ -136,19 +136,7 @@ def test_gunicorn_with_two_workers(stack: str) -> None:
         socket.create_connection(("127.0.0.1", port))
 
 
-def test_a_command_of_the_shell_that_reads_its_port(stack: str) -> None:
-    port = free_port()
-    command = ["/bin/sh", "-c", f"{sys.executable} server.py $PORT; true"]
-    with running(forwarded(stack, "server", command, port)) as container:
-        assert container.post("/init", {"value": {}}).json == {"ok": True}
-        told = json.loads(text_of(container.run(web("/"))))
-        assert told["port"] == str(port)
-        assert container.stop() == 0
-        assert "ended in peace" in container.rest(container.out)  # though the shell did not wait
-    assert has_ended(told["pid"])
-
-
-# ---- What the server is told, and what becomes of it ----
+# ---- A request ----
 
 
 @pytest.fixture
@@ -159,12 +147,13 @@ def port() -> int:
 @pytest.fixture
 def server(stack: str, port: int) -> Iterator[Process]:
     command = [sys.executable, "server.py", str(port)]
-    with running(forwarded(stack, "server", command, port, UPSTREAM_TIMEOUT="10")) as container:
+    with running(forwarded(stack, "server", command, port)) as container:
         assert container.post("/init", {"value": {}}).json == {"ok": True}
         yield container
 
 
 def told(container: Process, path: str = "/", **headers: str) -> dict[str, Any]:
+    """What the server says that it was asked."""
     told: dict[str, Any] = json.loads(text_of(container.run(web(path, **headers))))
     return told
 
@@ -174,310 +163,230 @@ def error_of(result: dict[str, Any]) -> tuple[int, str]:
     return answer["statusCode"], json.loads(answer["body"])["error"]
 
 
-class TestRequest:
-    def test_should_keep_who_asked_and_name_the_base_path(self, server: Process) -> None:
-        names = {"host": "a.example", "x_forwarded_for": "192.0.2.1", "x_forwarded_proto": "https"}
-        headers = told(server, connection="x-secret", x_secret="1", te="trailers", **names)[
-            "headers"
-        ]
-        assert headers == {
+def test_the_request_keeps_who_asked_and_has_the_base_path(server: Process) -> None:
+    names = {"host": "a.example", "x_forwarded_for": "192.0.2.1", "x_forwarded_proto": "https"}
+    hearsay = {"x_forwarded_prefix": "//evil.example", "te": "trailers", "upgrade": "websocket"}
+    assert told(server, "/a%2Fb?x=%26", connection="x-one", x_one="1", **names, **hearsay) | {
+        "env": {},
+        "pid": 0,
+        "peer": 0,
+    } == {
+        "headers": {
             "host": "a.example",
             "x-forwarded-for": "192.0.2.1",
             "x-forwarded-proto": "https",
             "x-forwarded-prefix": BASE,
-        }
+            "x-one": "1",
+            "connection": "close",
+        },
+        "path": "/a%2Fb?x=%26",
+        "posts": 0,
+        "env": {},
+        "pid": 0,
+        "peer": 0,
+    }
 
-    def test_should_keep_its_length_and_who_asked_though_the_caller_drops_them(
-        self, server: Process
-    ) -> None:
-        """Without the length, its body would be a request, and its answer the next caller's."""
-        dropped = "close, content-length, host, x-forwarded-for, x-forwarded-prefix"
-        body = b"GET /until-closed HTTP/1.1\r\nHost: evil\r\n\r\n"
-        answer = server.request("POST", "/x", body, {"Connection": dropped})
-        assert answer.body == str(len(body)).encode()
-        names = {"host": "a.example", "x_forwarded_for": "192.0.2.1"}
-        headers = told(server, connection=dropped, **names)["headers"]
-        assert (headers["host"], headers["x-forwarded-for"]) == ("a.example", "192.0.2.1")
-        assert headers["x-forwarded-prefix"] == BASE
 
-    def test_should_go_over_a_connection_that_stays(self, server: Process) -> None:
-        assert len({told(server)["peer"] for _ in range(5)}) == 1
+def test_each_request_has_a_connection_of_its_own(server: Process) -> None:
+    peers = [told(server)["peer"] for _ in range(5)]
+    assert len(set(peers)) == 5
 
-    def test_should_not_be_sent_twice_if_it_may_have_had_an_effect(self, server: Process) -> None:
-        before = told(server)["posts"]
-        result = server.run(web("/drop", "post"))
-        assert error_of(result) == (
-            502,
-            "The model's server closed the connection without an answer.",
-        )
-        assert told(server)["posts"] == before + 1
-        server.until("gave no answer: ", server.err)
 
-    def test_should_not_wait_for_a_body_that_the_server_refuses(self, server: Process) -> None:
-        answer = server.request("POST", "/refused", bytes(5_000_000))
-        assert (answer.status, answer.body) in ((413, b"too large"), (502, answer.body))
-        assert told(server)["pid"]
+def test_a_request_is_sent_once_whatever_comes(server: Process) -> None:
+    assert error_of(server.run(web("/drop", "post"))) == (502, NO_ANSWER)
+    assert told(server)["posts"] == 1
+    assert "RemoteDisconnected" in server.until("gave no valid answer", server.err)
 
-    def test_should_pass_through_without_openwhisk(self, server: Process) -> None:
-        assert server.request("POST", "/x", b"12345").body == b"5"
-        answer = server.request("GET", "/x")
-        assert [name for name, _ in answer.headers].count("Date") == 1
-        assert (answer.header("x-kept"), answer.header("connection")) == ("yes", "close")
-        assert "x-forwarded-prefix" not in answer.json["headers"]
 
-    def test_should_end_with_a_caller_who_hangs_up(self, server: Process) -> None:
-        posts = told(server)["posts"]
-        with socket.create_connection(("127.0.0.1", server.port)) as caller:
-            caller.sendall(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
-        assert told(server)["posts"] in (posts, posts + 1)
+def test_a_body_that_looks_like_a_request_is_a_body(server: Process) -> None:
+    body = "GET /exit HTTP/1.1\r\nHost: x\r\n\r\n"
+    headers = {"content_type": "text/plain", "connection": "content-length, host"}
+    assert text_of(server.run(web("/x", "post", body, **headers))) == "MzE="
+    assert told(server)["posts"] == 1
 
-    def test_should_have_a_target_of_any_form(self, server: Process) -> None:
-        assert server.request("GET", "http://a.example/x?a=1").json["path"] == "/x?a=1"
 
-    def test_should_pass_through_in_chunks(self, server: Process) -> None:
-        answer = request(
-            server.port, "POST", "/x", None, {"Transfer-Encoding": "chunked"}, chunks=b"1234567"
-        )
-        assert answer.body == b"7"
+def test_an_answer_before_the_body_is_read_comes_through(server: Process) -> None:
+    body = "x" * 5_000_000
+    result = server.run(web("/refused", "post", body, content_type="text/plain"))
+    assert (result["statusCode"], result["body"]) == (413, "dG9vIGxhcmdl")
 
-    def test_should_not_see_the_address_at_which_the_server_listens(
-        self, server: Process, port: int
-    ) -> None:
-        result = server.run(web(f"/moved/{port}", host="a.example", x_forwarded_proto="https"))
-        assert result["headers"]["Location"] == f"https://a.example{BASE}/there"
 
-    def test_should_keep_a_redirect_that_knows_the_base_path(self, server: Process) -> None:
-        result = server.run(web("/moved" + BASE))
-        assert result["headers"]["Location"] == BASE
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("/there", BASE + "/there"),
+        ("/there?a=/b#c", BASE + "/there?a=/b#c"),
+        ("there", "there"),
+        (BASE + "/there", BASE + "/there"),
+        (BASE, BASE),
+        ("//b.example/there", "//b.example/there"),
+        ("http://a.example/there", f"http://a.example{BASE}/there"),
+        ("https://b.example/there", "https://b.example/there"),
+        ("http://localhost:PORT/there", BASE + "/there"),
+        ("http://127.0.0.1:PORT/there", BASE + "/there"),
+        ("http://0.0.0.0:PORT/there", BASE + "/there"),
+    ],
+)
+def test_a_redirect_of_the_servers_own_stays_below_the_base_path(
+    server: Process, port: int, place: str, expected: str
+) -> None:
+    place = place.replace("PORT", str(port))
+    result = server.run(web("/moved?" + place, host="a.example"))
+    assert result["headers"]["Location"] == expected
 
-    @pytest.mark.parametrize(
-        ("place", "expected"),
-        [
-            ("http://[x", "http://[x"),
-            ("http://a.example", f"http://a.example{BASE}/"),
-            ("http://b.example", "http://b.example"),
-            ("https://a.example/x", f"https://a.example{BASE}/x"),
-        ],
+
+# ---- An answer ----
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "body"),
+    [
+        ("/hints", 200, "YWZ0ZXIgdGhlIGhpbnRz"),
+        ("/no-content", 204, ""),
+        ("/not-modified", 304, ""),
+        ("/until-closed", 200, "YWxsIG9mIGl0"),
+        ("/headers/90", 200, "bWFueQ=="),
+    ],
+)
+def test_the_final_answer_is_whole(server: Process, path: str, status: int, body: str) -> None:
+    result = server.run(web(path))
+    assert (result["statusCode"], result["body"]) == (status, body)
+    assert told(server, "/next")["path"] == "/next"
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/short", "it lacks 90 bytes|IncompleteRead"),
+        ("/short-chunks", "IncompleteRead"),
+        ("/headers/120", "got more than 100 headers"),
+        ("/bytes/70000000", "it has over 67108864 bytes"),
+    ],
+)
+def test_an_answer_that_is_not_whole_is_a_502(server: Process, path: str, reason: str) -> None:
+    assert error_of(server.run(web(path))) == (502, NO_ANSWER)
+    assert re.search(reason, server.until("gave no valid answer", server.err))
+    assert told(server)["pid"]
+
+
+def test_eight_callers_at_once_have_their_own_answers(server: Process) -> None:
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        paths = [f"/caller/{number}" for number in range(64)]
+        assert list(pool.map(lambda path: told(server, path)["path"], paths)) == paths
+
+
+# ---- The server ----
+
+
+def test_the_server_has_the_containers_environment_and_its_port(stack: str, port: int) -> None:
+    command = ["/bin/sh", "-c", f"{sys.executable} server.py $PORT; true"]
+    env = {"OPENWHISK_READY_PATH": "/", "OWN_KEY": "1"}
+    with running(forwarded(stack, "server", command, port, **env)) as container:
+        container.post("/init", {"value": {"env": {"__OW_API_KEY": "secret"}}})
+        seen = told(container)["env"]
+        assert (seen["PORT"], seen["OWN_KEY"]) == (str(port), "1")
+        assert error_of(container.run(web("/exit"))) == (502, ENDED)
+        seen = told(container)["env"]
+        assert not [
+            name for name in seen if name.startswith(("OPENWHISK_U", "OPENWHISK_R", "__OW"))
+        ]
+
+
+@pytest.mark.parametrize(
+    ("path", "how"), [("/exit", "ended with status 3"), ("/kill", "was ended by signal 9")]
+)
+def test_a_server_that_ends_is_a_502_and_started_anew(server: Process, path: str, how: str) -> None:
+    pid = told(server)["pid"]
+    assert error_of(server.run(web(path))) == (502, ENDED)
+    assert told(server)["pid"] != pid
+    server.until(how, server.err)
+
+
+def test_callers_who_wait_for_one_start_share_its_failure(
+    stack: str, port: int, tmp_path: Path
+) -> None:
+    """The server starts once, and then no more: each try is a line in a file."""
+    script = (
+        f"echo >>{tmp_path}/tries; test $(wc -l <{tmp_path}/tries) = 1 && "
+        f"exec {sys.executable} server.py {port}; until test -e {tmp_path}/go; do sleep 0.05; done"
     )
-    def test_should_keep_a_redirect_of_any_form(
-        self, server: Process, place: str, expected: str
-    ) -> None:
-        result = server.run(web(f"/moved/?{place}", host="a.example"))
-        assert result["headers"]["Location"] == expected
-
-    @pytest.mark.parametrize("name", ["localhost", "0.0.0.0", "[::1]"])
-    def test_should_not_be_sent_to_the_server_by_any_of_its_names(
-        self, server: Process, port: int, name: str
-    ) -> None:
-        """Nor from https to http."""
-        for place in (f"http://{name}:{port}/x", "http://a.example/x"):
-            value = web(f"/moved/?{place}", host="a.example", x_forwarded_proto="https")
-            location = server.run(value)["headers"]["Location"]
-            assert location == f"https://a.example{BASE}/x"
-
-    def test_should_be_refused_for_a_websocket(self, server: Process) -> None:
-        result = server.run(web("/", connection="Upgrade", upgrade="websocket"))
-        assert error_of(result) == (
-            501,
-            "WebSocket connections are not forwarded: use the model's HTTP.",
-        )
+    with (
+        running(forwarded(stack, "server", ["sh", "-c", script], port)) as container,
+        concurrent.futures.ThreadPoolExecutor(8) as pool,
+    ):
+        container.post("/init", {"value": {}})
+        assert error_of(container.run(web("/exit"))) == (502, ENDED)
+        callers = [pool.submit(container.run, web("/")) for _ in range(8)]
+        while (tmp_path / "tries").read_text() != "\n\n":
+            time.sleep(0.02)
+        connections = f"/proc/{container.popen.pid}/fd"
+        while sum("socket" in os.readlink(entry) for entry in entries(connections)) < 9:
+            time.sleep(0.02)
+        (tmp_path / "go").touch()
+        assert {error_of(caller.result()) for caller in callers} == {(502, NOT_READY)}
+        assert (tmp_path / "tries").read_text() == "\n\n"
 
 
-class TestResponse:
-    def test_should_be_whole_or_a_502(self, server: Process) -> None:
-        assert text_of(server.run(web("/until-closed"))) == "YWxsIG9mIGl0"
-        assert error_of(server.run(web("/short")))[0] == 502
-        assert error_of(server.run(web("/short-stream")))[0] == 500
-        assert server.request("GET", "/large").body == b"x" * (1 << 25) + b"y"
-        with pytest.raises(http.client.IncompleteRead):
-            server.request("GET", "/large-short")
-
-    def test_should_end_with_a_caller_who_takes_no_more(self, server: Process) -> None:
-        pid = told(server)["pid"]
-        assert "takes over 33554432 bytes" in error_of(server.run(web("/large")))[1]
-        assert told(server)["pid"] == pid
-
-    def test_should_be_the_final_one(self, server: Process) -> None:
-        for _ in range(2):
-            result = server.run(web("/hints"))
-            assert (result["statusCode"], base64.b64decode(result["body"])) == (
-                200,
-                b"after the hints",
-            )
-            assert told(server, "/seen")["path"] == "/seen"
-
-    def test_should_have_no_body_where_http_has_none(self, server: Process) -> None:
-        pid = told(server)["pid"]
-        assert server.run(web("/not-modified"))["statusCode"] == 304
-        assert told(server)["pid"] == pid
-
-    def test_should_end_a_server_that_hangs_halfway(self, server: Process) -> None:
-        pid = told(server)["pid"]
-        assert error_of(server.run(web("/stream-hangs")))[0] == 500
-        server.until("did not answer for 10 s, and is killed.", server.err)
-        assert told(server)["pid"] != pid
+def entries(folder: str) -> list[str]:
+    """Those of a process's descriptors, which come and go."""
+    return [
+        entry
+        for entry in map(f"{folder}/{{}}".format, os.listdir(folder))
+        if os.path.lexists(entry)
+    ]
 
 
-class TestOutput:
-    def test_should_be_in_the_activations_log(self, server: Process) -> None:
-        server.run(web("/print"))
-        assert server.until(SENTINEL, server.out) == f"starting\nto stdout\n{SENTINEL}\n"
-        assert server.until(SENTINEL, server.err).endswith(f"to stderr\n{SENTINEL}\n")
+def test_a_server_is_ready_when_its_path_is(stack: str, port: int, tmp_path: Path) -> None:
+    command = [sys.executable, "server.py", str(port)]
+    env = {"OPENWHISK_READY_PATH": "/health", "READY_FILE": str(tmp_path / "ready")}
+    with running(forwarded(stack, "server", command, port, **env)) as container:
+        container.until("starting", container.out)
+        env = {"__OW_DEADLINE": str(int(time.time() * 1000) + 3000)}
+        answer = container.post("/init", {"value": {"env": env}})
+        error = "The model's server answers GET /health with 503."
+        assert (answer.status, answer.json) == (502, {"error": error})
+        (tmp_path / "ready").touch()
+        assert container.post("/init", {"value": {}}).json == {"ok": True}
 
-    def test_should_not_be_lost_after_the_answer(self, server: Process) -> None:
-        server.run(web("/print-late"))
-        assert "printed late" in server.until("printed late", server.out)
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        (["no-such-server", "--key=s3cret"], "can't be started; the log says why."),
+        ([], "can't be started; the log says why."),
+        (["sh", "-c", "exit 4 # s3cret"], "ended before it was ready; see the log."),
+    ],
+    ids=["no such command", "no command", "it ends"],
+)
+def test_a_server_that_does_not_start_is_told_without_its_command(
+    stack: str, port: int, command: list[str], error: str
+) -> None:
+    with running(forwarded(stack, "server", command, port)) as container:
+        answer = container.post("/init", {"value": {}})
+        told = f"The model failed to load: ServerError: The model's server {error}"
+        assert (answer.status, answer.json) == (502, {"error": told})
 
 
-class TestServer:
-    @pytest.mark.parametrize(
-        ("path", "how"),
-        [
-            ("/exit", "ended with exit status 3"),
-            ("/kill", "was ended by SIGKILL"),
-            ("/kill-35", "was ended by signal 35"),
-        ],
-    )
-    def test_should_be_started_anew_when_it_has_ended(
-        self, server: Process, path: str, how: str
-    ) -> None:
-        pid = told(server)["pid"]
-        sentence = "The model's server has ended; the log says how."
-        assert error_of(server.run(web(path))) == (502, sentence)
-        assert how in server.until(how, server.err)
-        assert told(server)["pid"] != pid
-        assert how not in server.until("Starting", server.err)
+def test_a_server_that_does_not_listen_is_told_at_the_time_limit(stack: str, port: int) -> None:
+    with running(forwarded(stack, "server", ["sleep", "60"], port)) as container:
+        env = {"__OW_DEADLINE": str(int(time.time() * 1000) + 2000)}
+        answer = container.post("/init", {"value": {"env": env}})
+        error = f"The model's server does not listen on port {port}."
+        assert (answer.status, answer.json) == (502, {"error": error})
 
-    def test_should_serve_one_connection_at_a_time_if_it_can_no_more(
-        self, stack: str, port: int
-    ) -> None:
-        command = [sys.executable, "server.py", str(port)]
-        env = {"UPSTREAM_TIMEOUT": "20", "ONE_BY_ONE": "1"}
-        with (
-            running(forwarded(stack, "server", command, port, **env)) as container,
-            concurrent.futures.ThreadPoolExecutor() as pool,
-        ):
-            container.post("/init", {"value": {}})
-            runs = [pool.submit(told, container, f"/{number}") for number in range(12)]
-            assert [run.result()["path"] for run in runs] == [f"/{number}" for number in range(12)]
 
-    def test_should_be_started_anew_when_it_has_ended_in_between(
-        self, server: Process, port: int
-    ) -> None:
-        pid = told(server)["pid"]
-        os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(ConnectionRefusedError):
-            while True:
-                socket.create_connection(("127.0.0.1", port)).close()
-        assert told(server)["pid"] != pid
-        assert "was ended by SIGKILL" in server.until("ended by SIGKILL", server.err)
-
-    def test_should_be_started_anew_when_it_is_about_to_end(self, server: Process) -> None:
-        pid = told(server)["pid"]
-        assert told(server, "/end-soon") == {}
-        assert told(server)["pid"] != pid
-
-    def test_should_be_started_anew_though_what_has_started_it_goes_on(
-        self, stack: str, port: int
-    ) -> None:
-        command = ["sh", "-c", f"{sys.executable} server.py {port} & sleep 600"]
-        with running(forwarded(stack, "server", command, port)) as container:
-            container.post("/init", {"value": {}})
-            pid = told(container)["pid"]
-            assert error_of(container.run(web("/kill")))[0] == 502
-            assert told(container)["pid"] != pid
-            assert "no longer listens" in container.until("no longer listens", container.err)
-
-    def test_should_be_a_502_that_it_does_not_start_anew(
-        self, stack: str, port: int, tmp_path: Path
-    ) -> None:
-        once = f"test ! -e {tmp_path}/1 && touch {tmp_path}/1 && exec {sys.executable} server.py {port}"
-        with running(forwarded(stack, "server", ["sh", "-c", once], port)) as container:
-            container.post("/init", {"value": {}})
-            assert error_of(container.run(web("/exit")))[0] == 502
-            sentence = "The model's server does not start; the log says why."
-            assert error_of(container.run(web("/"))) == (502, sentence)
-            assert "ended with exit status 1" in container.until("status 1", container.err)
-
-    def test_should_be_ended_when_it_hangs(self, server: Process) -> None:
-        pid = told(server)["pid"]
-        assert error_of(server.run(web("/hang"))) == (
-            502,
-            "The model's server did not answer in time.",
-        )
-        assert "is killed" in server.until("is killed", server.err)
-        assert told(server)["pid"] != pid
-
-    def test_should_be_ended_in_whatever_group_it_hangs(self, stack: str, port: int) -> None:
-        """As tini, dumb-init and supervisord start it."""
-        alone = (
-            "import subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True).wait()"
-        )
-        command = [sys.executable, "-c", alone, sys.executable, "server.py", str(port)]
-        env = {"UPSTREAM_TIMEOUT": "10"}
-        with running(forwarded(stack, "server", command, port, **env)) as container:
-            container.post("/init", {"value": {}})
-            pid = told(container)["pid"]
-            assert error_of(container.run(web("/hang")))[0] == 502
-            assert has_ended(pid)
-            assert told(container)["pid"] != pid
-
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_should_end_with_the_container_and_all_that_it_started(
-        self, stack: str, port: int, tmp_path: Path, number: int
-    ) -> None:
-        mark = tmp_path / "child"
-        command = [sys.executable, "server.py", str(port)]
-        container = forwarded(stack, "server", command, port, CHILD_PID=str(mark))
-        with running(container):
-            container.post("/init", {"value": {}})
-            pids = [told(container)["pid"], int(mark.read_text())]
-            assert container.stop(number) == 0
-        assert all(map(has_ended, pids))
-
-    @pytest.mark.parametrize(
-        ("command", "words"),
-        [
-            (["no-such-server"], "No such file or directory: 'no-such-server'"),
-            (["sh", "-c", "exit 4"], "ended with exit status 4 before it listened on port"),
-            (["sleep", "60"], "did not listen on port"),
-            ([], "forward.py needs the server's command"),
-        ],
-    )
-    def test_should_say_why_it_does_not_listen(
-        self, stack: str, port: int, command: list[str], words: str
-    ) -> None:
-        with running(forwarded(stack, "server", command, port, UPSTREAM_TIMEOUT="1")) as container:
-            answer = container.post("/init", {"value": {}})
-            assert answer.status == 502
-            assert words in answer.json["error"]
-
-    def test_should_say_that_it_does_not_listen_in_the_actions_time(
-        self, stack: str, port: int
-    ) -> None:
-        with running(forwarded(stack, "server", ["sleep", "60"], port)) as container:
-            env = {"__OW_DEADLINE": str(int(time.time() * 1000) + 2000)}
-            error = container.post("/init", {"value": {"env": env}}).json["error"]
-            assert "time limit" in error and "wait_until_it_listens" in error
-
-    @pytest.mark.parametrize(
-        ("name", "text"),
-        [("UPSTREAM_PORT", ""), ("UPSTREAM_PORT", "http"), ("UPSTREAM_TIMEOUT", "0")],
-    )
-    def test_should_be_refused_for_settings_that_make_no_sense(
-        self, stack: str, port: int, name: str, text: str
-    ) -> None:
-        with running(forwarded(stack, "server", ["true"], port, **{name: text})) as container:
-            error = container.post("/init", {"value": {}}).json["error"]
-            assert f"{name} must be a number from 1 to" in error
-
-    def test_should_not_be_the_container_itself(self, stack: str, port: int) -> None:
-        env = {"PORT": str(port), **FORWARD, "UPSTREAM_PORT": str(port)}
-        command = [stack, str(ROOT / "openwhisk.py"), "true"]
-        process = Process(*command, cwd=LIVE_APPS / "server", port=port, env=env)
-        with running(process.wait_ready()):
-            error = process.post("/init", {"value": {}}).json["error"]
-            assert "UPSTREAM_PORT must not be PORT" in error
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_server_ends_with_the_container_and_all_that_it_started(
+    stack: str, port: int, tmp_path: Path, number: int
+) -> None:
+    mark = tmp_path / "child"
+    command = [sys.executable, "server.py", str(port)]
+    with running(forwarded(stack, "server", command, port, CHILD_PID=str(mark))) as container:
+        container.post("/init", {"value": {}})
+        pids = [told(container)["pid"], int(mark.read_text())]
+        assert container.stop(number) == 0
+        assert "ended in peace" in container.rest(container.out)
+    assert all(map(has_ended, pids))
 
 
 # ---- MLflow ----
@@ -511,7 +420,7 @@ def test_mlflow_models_serve(stack: str, tmp_path: Path) -> None:
     command = [stack, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
     env = {
         "PATH": f"{Path(stack).parent}:{os.environ['PATH']}",  # where MLflow looks for uvicorn
-        "PREDICT_PATH": "/invocations",
+        "OPENWHISK_PREDICT_PATH": "/invocations",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     own = Process(*command, "-p", str(own_port), cwd=tmp_path, port=own_port, env=env)
@@ -522,7 +431,7 @@ def test_mlflow_models_serve(stack: str, tmp_path: Path) -> None:
         with web_action(container.port) as web_port:
             action = WebAction(f"http://127.0.0.1:{web_port}{BASE}")
             for path, details in MLFLOW_CASES.values():
-                compare(path, details, own_port, action, predict="/invocations")
+                compare(path, details, own_port, action, action.base, predict="/invocations")
             assert action.request("GET", "/ping").status == 200
             prediction = action.request("POST", "", IRIS["body"], IRIS["headers"])
             assert (prediction.status, prediction.json) == (200, {"predictions": [0]})

@@ -160,6 +160,8 @@ def test_a_recorded_value_gives_the_app_the_request(
         key = name.upper().replace("-", "_")
         if key == "CONTENT_TYPE":
             assert seen[key] == value["__ow_headers"]["content-type"]
+        elif "_" in name:
+            assert "HTTP_" + key not in seen
         elif sent["headers"][-1][0].lower() == "x-one" or key not in ("X_ONE", "COOKIE"):
             assert seen["HTTP_" + key] == text
     body = base64.b64decode(sent["body_base64"] or "")

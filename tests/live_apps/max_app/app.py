@@ -241,7 +241,7 @@ def cookies() -> Any:
     response = jsonify(request.cookies)
     response.set_cookie("a", "1")
     response.set_cookie("b", "2", httponly=True)
-    response.set_cookie("c", "3", path="/model")
+    response.set_cookie("c", "3", path=request.args.get("path", request.script_root + "/model"))
     return response
 
 

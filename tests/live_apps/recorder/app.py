@@ -1,5 +1,5 @@
-"""A bare WSGI app that answers with what it was asked, or with what the query's `answer` asks
-for."""
+"""A bare WSGI app that answers with what it was asked, or with what the query's `answer` asks for,
+or at /model/predict its `predicted`."""
 
 import base64
 import json
@@ -13,7 +13,10 @@ from wsgiref.validate import validator
 
 def record(environ: Any, start_response: Any) -> Any:
     body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-    wanted = parse_qs(environ["QUERY_STRING"]).get("answer")
+    query = parse_qs(environ["QUERY_STRING"])
+    wanted = query.get("answer")
+    if environ["PATH_INFO"] == "/model/predict":
+        wanted = query.get("predicted", wanted)
     if wanted:
         answer = json.loads(wanted[0])
         start_response(

@@ -3,20 +3,14 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from socketserver import ThreadingMixIn
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-MARK = os.environ.get("CHILD_PID")  # where to write the process id of a child
-
-
-class Server(ThreadingMixIn, HTTPServer):
-    daemon_threads = True
+READY = os.environ.get("READY_FILE")  # until it is there, all answers are 503
+CHILD = os.environ.get("CHILD_PID")  # where to write the process id of a child
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -30,68 +24,52 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def answer_in_chunks(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = True
+
     def do_GET(self) -> None:
         what = self.path.partition("?")[0]
-        if what == "/exit":
+        if READY and not os.path.exists(READY):
+            self.answer(status=503)
+        elif what == "/exit":
             os._exit(3)
-        if what == "/kill":
+        elif what == "/kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if what == "/kill-35":
-            os.kill(os.getpid(), 35)
-        if what == "/hang":
-            time.sleep(60)
-        if what == "/print":
-            print("to stdout", end="")
-            print("to stderr", file=sys.stderr, flush=True)
-            sys.stdout.flush()
-        if what == "/short":
+        elif what == "/drop":
+            self.close_connection = True
+        elif what == "/short":
             self.answer(b"only this", Content_Length="99")
             self.close_connection = True
-        elif what == "/short-stream":
-            self.send_response(200)
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            self.wfile.write(b"4\r\nhalf\r\n")
-            self.close_connection = True
+        elif what == "/short-chunks":
+            self.answer_in_chunks(200, b"4\r\nhalf\r\n")
         elif what == "/hints":
-            self.send_response_only(103)
-            self.send_header("Link", "</style.css>; rel=preload")
-            self.end_headers()
+            for status in (100, 102, 103):
+                self.send_response_only(status)
+                self.send_header("Link", "</style.css>; rel=preload")
+                self.end_headers()
             self.answer(b"after the hints")
+        elif what == "/no-content":
+            self.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray", 204)
         elif what == "/not-modified":
-            self.send_response(304)
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-        elif what == "/stream-hangs":
-            self.send_response(200)
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            self.wfile.write(b"4\r\nhalf\r\n")
-            time.sleep(60)
+            self.answer_in_chunks(304, b"")
         elif what == "/until-closed":
             self.send_response(200)
             self.end_headers()
             self.wfile.write(b"all of it")
             self.close_connection = True
-        elif what == "/large-short":
-            self.answer(b"only this", Content_Length=str(1 << 26))
-            self.close_connection = True
-        elif what == "/end-soon":
-            server.socket.shutdown(socket.SHUT_RDWR)
-            threading.Timer(0.3, os._exit, [5]).start()
-            self.answer(b"{}", Content_Type="application/json", Connection="close")
-        elif what == "/drop":
-            self.close_connection = True
-        elif what.startswith("/moved/"):
-            place = self.path.partition("?")[2] or what[len("/moved") :]
-            here = f"http://127.0.0.1:{sys.argv[1]}/there"
-            self.answer(status=302, Location=here if place[1:].isdecimal() else place)
-        elif what == "/large":
-            self.answer(b"x" * (1 << 25) + b"y")
+        elif what.startswith("/headers/"):
+            count = int(what.rpartition("/")[2])
+            self.answer(b"many", **{f"X_{number}": "1" for number in range(count)})
+        elif what == "/moved":
+            self.answer(status=302, Location=self.path.partition("?")[2])
+        elif what.startswith("/bytes/"):
+            self.answer(b"x" * int(what.rpartition("/")[2]))
         else:
             self.answer(self.told().encode(), Content_Type="application/json", X_Kept="yes")
-        if what == "/print-late":
-            print("printed late", flush=True)
 
     def do_POST(self) -> None:
         if self.path == "/refused":
@@ -102,21 +80,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/drop":
             self.close_connection = True
             return
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            length = sum(iter(self.chunk, 0))
-        else:
-            length = len(self.rfile.read(int(self.headers["Content-Length"])))
+        length = len(self.rfile.read(int(self.headers["Content-Length"])))
         self.answer(str(length).encode())
-
-    def chunk(self) -> int:
-        size = int(self.rfile.readline(), 16)
-        self.rfile.read(size + 2)
-        return size
 
     def told(self) -> str:
         headers = {name.lower(): text for name, text in self.headers.items()}
-        peer = self.client_address[1]
-        mine = {"pid": os.getpid(), "port": os.environ["PORT"], "peer": peer}
+        mine = {"pid": os.getpid(), "peer": self.client_address[1], "env": dict(os.environ)}
         return json.dumps({"headers": headers, "posts": Handler.posts, "path": self.path, **mine})
 
     def log_message(self, *args: Any) -> None:
@@ -131,11 +100,11 @@ def end(*_: Any) -> None:
 
 
 if __name__ == "__main__":
-    print("starting")
     signal.signal(signal.SIGTERM, end)
-    if MARK:
-        with open(MARK, "w") as file:
+    if CHILD:
+        with open(CHILD, "w") as file:
             file.write(str(subprocess.Popen(["sleep", "600"]).pid))
-    one_by_one = "ONE_BY_ONE" in os.environ
-    server = (HTTPServer if one_by_one else Server)(("127.0.0.1", int(sys.argv[1])), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
+    server.daemon_threads = True
+    print("starting", flush=True)
     server.serve_forever()
