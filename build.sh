@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Adds openwhisk.py to models' images, checks that they answer, and pushes them.
+# shellcheck disable=SC2016,SC2317  # the $ of templates; what trap calls
 set -euo pipefail
 folder=$(dirname "$(readlink -f "$0")")
 
@@ -26,12 +27,10 @@ Builds USERNAME/MODEL from REGISTRY/MODEL:TAG for each of MODELS, checks that it
   RESULT_LIMIT    the platform's limit of a result in bytes (default: 1048576)
 END
 }
-
 fail() { echo "build.sh: $*" >&2 && exit 1; }
 word() { # variable, pattern, example
     [[ ${!1} =~ ^($2)$ ]] || fail "$1 '${!1}' is not valid: it should be like $3."
 }
-
 case ${1:-} in
     -h | --help) usage && exit ;;
     -*) fail "there is no option $1; --help lists the variables." ;;
@@ -40,8 +39,7 @@ read -r -d '' -a models <<<"${*:-${MODELS:-}}" || true
 USERNAME=${USERNAME:-} REGISTRY=${REGISTRY:-quay.io/codait} TAG=${TAG:-latest} VERSION=${VERSION:-} PUSH=${PUSH:-1}
 TIMEOUT=${TIMEOUT:-300000} WSGI_APP=${WSGI_APP:-} PREDICT_PATH=${PREDICT_PATH:-} RESULT_LIMIT=${RESULT_LIMIT:-}
 FORWARD=${FORWARD:-${UPSTREAM_PORT:+1}} FORWARD=${FORWARD:-0} DOCKER=${DOCKER:-docker}
-[ "$FORWARD" = 1 ] || CHECK=${CHECK-/model/metadata}
-CHECK=${CHECK:-}
+CHECK=${CHECK-$([ "$FORWARD" = 1 ] || echo /model/metadata)}
 part='[a-z0-9]+([._-]+[a-z0-9]+)*' tag='[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}'
 place="([A-Za-z0-9.-]+(:[0-9]+)?/)?$part(/$part)*"
 [ ${#models[@]} -gt 0 ] || fail 'which models? Name them: MODELS="max-ocr" USERNAME=me ./build.sh (--help says more).'
@@ -52,8 +50,7 @@ word TAG "$tag" latest
 word VERSION "($tag)?" 1.2.0
 word CHECK '(/[A-Za-z0-9._~/%+:@,;-]*)?' /model/metadata
 word TIMEOUT '[1-9][0-9]*' 300000
-word PUSH '[01]' "0 or 1"
-word FORWARD '[01]' "0 or 1"
+for name in PUSH FORWARD; do word $name '[01]' "0 or 1"; done
 [ "${REGISTRY#docker.io/}:$TAG" != "${USERNAME#docker.io/}:latest" ] ||
     fail "REGISTRY and USERNAME are the same, so the images would replace the models' own: choose another USERNAME."
 read -r -a docker <<<"$DOCKER" # of several words, like "sudo docker"
@@ -65,19 +62,12 @@ cleanup() {
     [ -z "$(jobs -p)" ] || kill "$(jobs -p)" || true # the step that a signal has interrupted
     remove
     rm -r "$work/context"
-    rmdir "$work" 2>/dev/null || true # logs of failures stay
+    rmdir "$work" 2>/dev/null || true # the logs of failures stay
 }
 trap cleanup EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-mkdir "$work/context"
-cp "$folder"/{openwhisk,forward}.py "$work/context"
+trap 'exit 130' INT && trap 'exit 143' TERM
+mkdir "$work/context" && cp "$folder"/{openwhisk,forward}.py "$work/context"
 chmod -R a+rX "$work/context" # the model's user has to read it, whatever the umask
-
-because() { # error
-    error=$1
-    return 1
-}
 
 step() { # error, command...: a signal ends it at once
     error=$1
@@ -86,11 +76,10 @@ step() { # error, command...: a signal ends it at once
 }
 
 script() { # a command's words in JSON... -> the same with openwhisk.py; fails unless they start a script of Python
-    local word='[A-Za-z0-9,._/=:@%+-]+' line
+    local word='[A-Za-z0-9,._/=:@%+-]+'
     if [[ $* =~ '"-c" "'(exec )?($word( $word)*)'"'$ ]]; then # of a shell
-        read -r -a line <<<"${BASH_REMATCH[2]}"
-        line=("${line[@]/#/\"}")
-        set -- "${line[@]/%/\"}"
+        mapfile -t < <(tr ' ' '\n' <<<"${BASH_REMATCH[2]}" | sed 's/.*/"&"/')
+        set -- "${MAPFILE[@]}"
     fi
     while [[ ${1:-} =~ ^'"'([^ ]*/)?(tini|dumb-init|-[a-z]*|--)'"'$ ]]; do shift; done
     [[ ${1:-} =~ ^'"'([^ ]*/)?python[0-9.]*'"'$ ]] || return
@@ -99,8 +88,10 @@ script() { # a command's words in JSON... -> the same with openwhisk.py; fails u
     [[ ${2:-} =~ '.py"'$ ]] && printf ', %s' "${@:2}"
 }
 
+inspect() { "${docker[@]}" image inspect --format "$2" "$1"; } # image, template
 ask() { # path, value, pattern of a good answer
-    until step "the model does not answer" curl -sS -o "$work/context/said" -d "{\"value\": $2}" "$address$1"; do
+    until step "the model does not answer as it should; another path to GET: CHECK=/path" \
+        curl -sS -o "$work/context/said" -d "{\"value\": $2}" "$address$1"; do
         [ "$("${docker[@]}" inspect --format '{{.State.Running}}' "$container")" = true ] || return
         sleep 0.2 # until it listens
     done
@@ -110,23 +101,22 @@ ask() { # path, value, pattern of a good answer
 build() { # sets error, for a failure, and result
     local base=$REGISTRY/$MODEL:$TAG image=$USERNAME/$MODEL file=Dockerfile port=${UPSTREAM_PORT:-} options=()
     local words command name address value each='{{println (json .)}}{{end}}'
-    inspect() { "${docker[@]}" image inspect --format "$2" "$1"; }
     inspect "$base" . >/dev/null 2>&1 || step "there is no base image $base" "${docker[@]}" pull "$base" || return
     mapfile -t words < <(inspect "$base" "{{range .Config.Entrypoint}}$each{{range .Config.Cmd}}$each" | grep .)
     if [ "$FORWARD" = 1 ]; then
         file=Dockerfile.forward command='"/openwhisk/python", "/openwhisk/openwhisk.py"'$(printf ', %s' "${words[@]}")
-        # shellcheck disable=SC2016  # they are the template's
         [ -n "$port" ] || port=$(inspect "$base" '{{range $port, $_ := .Config.ExposedPorts}}{{$port}}{{end}}')
         port=${port%/tcp}
-        [ ${#words[@]} -gt 0 ] || because "$base has neither CMD nor ENTRYPOINT" || return
-        [[ $port =~ ^[0-9]+$ ]] || because "$base exposes ${port:-no port}: name its server's, UPSTREAM_PORT=8000" || return
-        [ "$port" != 8080 ] || because "8080 is OpenWhisk's port: give the server another, UPSTREAM_PORT=8081 and the \
-server's own setting for it" || return
+        error="$base exposes ${port:-no port}: name its server's, UPSTREAM_PORT=8000"
+        [[ $port =~ ^[0-9]+$ ]] || return
+        error="8080 is OpenWhisk's port: give the server another, UPSTREAM_PORT=8081 and its own setting for that"
+        [ "$port" != 8080 ] || return
     elif [ -n "$WSGI_APP" ]; then
         command='"python", "/openwhisk/openwhisk.py"'
     else
-        command=$(script "${words[@]}") || because "the command of $base is no plain start of a script: ${words[*]}. \
-Name its app, WSGI_APP=module:attribute, or its server, FORWARD=1, or write an image with CMD [\"python\", \"x.py\"]" || return
+        error="the command of $base does not start a script: ${words[*]}. Name the app, WSGI_APP=module:attribute, \
+let the server run, FORWARD=1, or make an image whose command is CMD [\"python\", \"x.py\"]"
+        command=$(script "${words[@]}") || return
     fi
     for name in REGISTRY MODEL TAG VERSION WSGI_APP PREDICT_PATH RESULT_LIMIT; do
         options+=(--build-arg "$name=${!name}")
@@ -134,19 +124,14 @@ Name its app, WSGI_APP=module:attribute, or its server, FORWARD=1, or write an i
     options+=(--build-arg "REVISION=$(git -C "$folder" rev-parse HEAD 2>/dev/null)" --build-arg "READY_PATH=$CHECK"
         --build-arg "UPSTREAM_PORT=$port" --build-arg "RUN_AS=$(inspect "$base" '{{or .Config.User "root"}}')")
     { cat "$folder/$file" && echo "CMD [$command]"; } >"$work/context/Dockerfile"
-    step "the image can't be built" "${docker[@]}" build -t "$image" "${options[@]}" "$work/context" || {
-        ! grep -qE '^neither|exec: "/bin/sh"' "$log" || because "$base has neither Python nor a package manager"
-        return
-    }
-    container=$("${docker[@]}" run -d -p 127.0.0.1::8080 "$image") || because "the image does not start" || return
+    step "it can't be built or started" "${docker[@]}" build -t "$image" "${options[@]}" "$work/context" || return
+    container=$("${docker[@]}" run -d -p 127.0.0.1::8080 "$image") || return
     address=http://$("${docker[@]}" port "$container" 8080)
     ask /init '{"env": {"__OW_DEADLINE": "'$(($(date +%s000) + TIMEOUT))'"}}' '"ok"' || return
     value='"__ow_method": "get", "__ow_query": "", "__ow_headers": {}, "__ow_body": "", "__ow_path": "'$CHECK\"
-    [ -z "$CHECK" ] || ask /run "{$value}" '^{"statusCode": 200' ||
-        because "GET $CHECK is not answered with 200; another path: CHECK=/path" || return
+    [ -z "$CHECK" ] || ask /run "{$value}" '^{"statusCode": 200' || return
     remove
-    result="not pushed"
-    [ "$PUSH" = 1 ] || return 0
+    result="not pushed" && [ "$PUSH" = 1 ] || return 0
     for name in "$image" ${VERSION:+"$image:$VERSION"}; do
         "${docker[@]}" tag "$image" "$name"
         step "the registry refused it (try 'docker login')" "${docker[@]}" push "$name" || return
@@ -158,18 +143,18 @@ row() { printf '%-24s %-40s %8s %8s  %s\n' "$@"; }
 failed=0 table=$(row model image size seconds digest)
 for MODEL in "${models[@]}"; do
     echo "$MODEL: building"
-    started=$SECONDS size=- log=$work/$MODEL.log && : >"$work/context/said"
+    started=$SECONDS size=- result='' log=$work/$MODEL.log && : >"$work/context/said"
     if build >"$log" 2>&1; then
-        size=$(inspect "$USERNAME/$MODEL" '{{.Size}}' | awk '{printf "%.0f MB", $1 / 1e6}')
-        rm "$log"
+        rm "$log" && size=$(inspect "$USERNAME/$MODEL" '{{.Size}}' | awk '{printf "%.0f MB", $1 / 1e6}')
     else
-        failed=1 result="FAILED: $error"
+        failed=1
+        ! grep -qE '^neither|exec: "/bin/sh"' "$log" || error="$MODEL has neither Python nor a package manager"
         [ -z "$container" ] || "${docker[@]}" logs "$container" >>"$log" 2>&1
         cat "$work/context/said" >>"$log"
         { echo "$MODEL: $error. The end of $log:" && tail -n 5 "$log" | sed 's/^/    /'; } >&2
-        remove
+        remove && result=
     fi
-    table+=$'\n'$(row "$MODEL" "$USERNAME/$MODEL" "$size" $((SECONDS - started)) "$result")
+    table+=$'\n'$(row "$MODEL" "$USERNAME/$MODEL" "$size" $((SECONDS - started)) "${result:-FAILED: $error}")
 done
 printf '\n%s\n' "$table"
 exit $failed

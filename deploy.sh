@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
 # Makes a web action of each of MODELS' images, and checks that it answers.
 set -euo pipefail
-folder=$(dirname "$(readlink -f "$0")")
+folder=$(dirname "$(readlink -f "$0")") delete=0 failed=0
 
 usage() {
     cat <<'END'
 Usage: MODELS="max-ocr max-object-detector" USERNAME=me ./deploy.sh
        MODELS="max-ocr" ./deploy.sh --delete
 
-Makes a web action MODEL of the image USERNAME/MODEL that build.sh pushed, for each of MODELS; prints its URL and how to
-call it. With --delete, removes the actions.
+Makes a web action MODEL of the image USERNAME/MODEL, for each of MODELS, and prints how to call it; or removes it.
 
   variable           meaning
   MODELS             the models; they can be arguments, too
@@ -29,13 +28,10 @@ call it. With --delete, removes the actions.
   WSK                the command line (default: wsk; for example "wsk -i")
 END
 }
-
 fail() { echo "deploy.sh: $*" >&2 && exit 1; }
 word() { # variable, pattern, example
     [[ ${!1} =~ ^($2)$ ]] || fail "$1 '${!1}' is not valid: it should be like $3."
 }
-
-delete=0
 case ${1:-} in
     -h | --help) usage && exit ;;
     --delete) delete=1 && shift ;;
@@ -43,24 +39,19 @@ case ${1:-} in
 esac
 read -r -d '' -a models <<<"${*:-${MODELS:-}}" || true
 USERNAME=${USERNAME:-} VERSION=${VERSION:-} PACKAGE=${PACKAGE:-} MEMORY=${MEMORY:-512} TIMEOUT=${TIMEOUT:-300000}
-CONCURRENCY=${CONCURRENCY:-} RESULTS=${RESULTS:-0} RESULTS_INSECURE=${RESULTS_INSECURE:-0} CHECK=${CHECK-/model/metadata}
+CONCURRENCY=${CONCURRENCY:-} CHECK=${CHECK-/model/metadata} RESULTS=${RESULTS:-0} RESULTS_INSECURE=${RESULTS_INSECURE:-}
 PREDICT_PATH=${PREDICT_PATH:-} BASE_PATH=${BASE_PATH:-} RESULT_LIMIT=${RESULT_LIMIT:-} WSK=${WSK:-wsk}
 export SECRET=${SECRET:-} # for Python; in a command line anybody could read it
-
 part='[a-z0-9]+([._-]+[a-z0-9]+)*'
-[ ${#models[@]} -gt 0 ] || fail 'which models? Name them: MODELS="max-ocr" USERNAME=me ./deploy.sh (--help says more).'
+[ ${#models[@]} -gt 0 ] || fail 'which models? MODELS="max-ocr" USERNAME=me ./deploy.sh (--help says more).'
 for MODEL in "${models[@]}"; do word MODEL "$part" max-ocr; done
 [ $delete = 1 ] || word USERNAME "([A-Za-z0-9.-]+(:[0-9]+)?/)?$part(/$part)*" "me or registry.example.com/me"
-word CHECK '(/[!-~]*)?' /model/metadata
-word PREDICT_PATH '(/[!-~]*)?' /predict
-word BASE_PATH '(/[!-~]*)?' /models/ocr
-word RESULT_LIMIT '[0-9]*' 1048576
+for name in CHECK PREDICT_PATH BASE_PATH; do word $name '(/[!-~]*)?' /model/metadata; done
 word RESULTS '[01]' "0 or 1"
 read -r -a wsk <<<"$WSK" # of several words, like "wsk -i"
 for command in "${wsk[0]}" curl python3; do command -v "$command" >/dev/null || fail "$command is not installed."; done
 work=$(mktemp -d) # readable for nobody else
 trap 'rm -r "$work"' EXIT
-
 # How to call a model, from its swagger.json.
 read -r -d '' example <<'END' || true
 import json, os, shlex, sys
@@ -72,12 +63,13 @@ try:
     parameters = paths[path].get("parameters", []) + paths[path][method].get("parameters", [])
 except (KeyError, StopIteration, TypeError, ValueError):
     sys.exit(print("    " + url, "stands for", sys.argv[2] or "what the image has as its PREDICT_PATH"))
-words = {"formData": ["-F", "%s=VALUE"], "file": ["-F", "%s=@FILE"], "body": ["-H", "Content-Type: application/json", "-d", "JSON"]}
 wanted = [one for one in parameters if one.get("required")] or parameters[:1]
 command = ["curl"] + ["-H", "X-Require-Whisk-Auth: $SECRET"] * bool(os.environ["SECRET"])
 for one in wanted:
-    kind = "file" if one.get("type") == "file" else one["in"]
-    command += [word.replace("%s", one["name"]) for word in words.get(kind, [])]
+    if one["in"] == "formData":
+        command += ["-F", one["name"] + ("=@FILE" if one.get("type") == "file" else "=VALUE")]
+    elif one["in"] == "body":
+        command += ["-H", "Content-Type: application/json", "-d", "JSON"]
 command += ["-X", "POST"] * (method == "post" and not {"-F", "-d"} & set(command))
 query = "&".join(one["name"] + "=VALUE" for one in wanted if one["in"] == "query")
 command.append(url + (path if path != predict else "") + ("?" + query if query else ""))
@@ -86,26 +78,22 @@ END
 
 python3 - "$work" <<'END' # all annotations each time, as an update keeps what it does not name
 import json, os, sys
-secret = os.environ["SECRET"]
-with open(sys.argv[1] + "/header", "w") as file:
-    file.write("X-Require-Whisk-Auth: %s\n" % secret if secret else "")
-for name, api_key in ("model", False), ("results", True):
-    annotations = {"web-export": True, "raw-http": True, "final": True, "web-custom-options": False}
-    annotations.update({"require-whisk-auth": secret or False, "provide-api-key": api_key})
-    with open(sys.argv[1] + "/" + name, "w") as file:
-        json.dump(annotations, file)
+secret, work = os.environ["SECRET"], sys.argv[1]
+open(work + "/header", "w").write("X-Require-Whisk-Auth: %s\n" % secret if secret else "")
+for action in "model", "results":
+    annotations = {"require-whisk-auth": secret or False, "provide-api-key": action == "results"}
+    annotations.update({"web-export": True, "raw-http": True, "final": True, "web-custom-options": False})
+    json.dump(annotations, open(work + "/" + action, "w"))
 END
 
-remove() { # action
-    error=$("${wsk[@]}" action delete "$1" 2>&1) && echo "$1: deleted" || [[ $error == *"does not exist"* ]]
+remove() { # action, if there is one
+    error=$("${wsk[@]}" action delete "$1" 2>&1) || [[ $error == *"does not exist"* ]]
 }
 
 update() { # action, file of annotations, options of wsk...
-    error="wsk could not make $1"
+    error="wsk could not make $1, or tell its URL"
     "${wsk[@]}" action update "$1" --annotation-file "$work/$2" "${@:3}" || return
-    error="wsk does not tell the URL of $1"
     url=$("${wsk[@]}" action get "$1" --url | tail -n 1)
-    [[ $url =~ ^https?:// ]]
 }
 
 update_results() {
@@ -113,24 +101,19 @@ update_results() {
         --param MODEL "$MODEL" --param INSECURE "${RESULTS_INSECURE/0/}"
 }
 
-get() { # path, curl's options...: again while OpenWhisk says 202 to a cold start; results.py's has a header
-    error="$url does not answer"
+get() { # path: again while OpenWhisk says 202 to a cold start; results.py's 202 has a header
     for _ in 1 2 3 4 5; do
-        status=$(curl -sS -H @"$work/header" -o "$work/answer" -D "$work/headers" -w '%{http_code}' "${@:2}" "$url$1") || return
+        status=$(curl -sS --compressed -H "@$work/header" -D "$work/headers" -o "$work/answer" -w '%{http_code}' \
+            "$url$1")
         if [ "$status" != 202 ] || grep -qi '^retry-after:' "$work/headers"; then break; fi
     done
 }
 
-expect() { # status, path: of a GET; else the activation's record says more
-    get "$2" || return
+expect() { # status, path
+    get "$2"
     [ "$status" != "$1" ] || return 0
-    error="GET $url$2 is answered with $status, not $1"
-    { head -c 300 "$work/answer" && echo; } >&2
     id=$(tr -d '\r' <"$work/headers" | sed -n 's/^x-openwhisk-activation-id: *//Ip')
-    for _ in 1 2 3 4 5; do # a record comes late
-        if [ -z "$id" ] || "${wsk[@]}" activation result "$id" 2>/dev/null >&2; then break; else sleep 1; fi
-    done
-    [ -z "$id" ] || "${wsk[@]}" activation logs "$id" | tail -n 10 >&2
+    error="GET $url$2 is answered with $status, not $1${id:+, see $WSK activation get $id}: $(cat "$work/answer")"
     return 1
 }
 
@@ -142,19 +125,16 @@ deploy() { # never leaves open results beside a model with a secret, wherever it
         --param OPENWHISK_BASE_PATH "$BASE_PATH" --param OPENWHISK_RESULT_LIMIT "$RESULT_LIMIT" || return
     [ -z "$CHECK" ] || expect 200 "$CHECK" || return
     echo "$action: $url"
-    get /swagger.json --compressed && python3 -c "$example" "$url" "$PREDICT_PATH" <"$work/answer" || return
+    get /swagger.json && python3 -c "$example" "$url" "$PREDICT_PATH" <"$work/answer" || return
     [ "$RESULTS" = 1 ] || return 0
     update_results && expect 202 /00000000000000000000000000000000 || return # an id that no activation has
     echo "    curl ${SECRET:+-H \"X-Require-Whisk-Auth: \$SECRET\" }$url/ID"
 }
 
-failed=0
 [ -z "$PACKAGE" ] || [ $delete = 1 ] || "${wsk[@]}" package update "$PACKAGE" || fail "wsk could not make the package."
 for MODEL in "${models[@]}"; do
     action=${PACKAGE:+$PACKAGE/}$MODEL error=
-    if [ $delete = 1 ]; then remove "$action-results" && remove "$action"; else deploy; fi || {
-        echo "$action: FAILED: $error" >&2
-        failed=1
-    }
+    if [ $delete = 1 ]; then remove "$action-results" && remove "$action" && echo "$action: gone"; else deploy; fi && continue
+    echo "$action: FAILED: $error" >&2 && failed=1
 done
 exit $failed
