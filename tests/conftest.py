@@ -337,6 +337,14 @@ def running(process: Process) -> Iterator[Process]:
         process.stop()
 
 
+@contextlib.contextmanager
+def loaded(process: Process) -> Iterator[Process]:
+    """A container's process, running, with its model loaded."""
+    with running(process):
+        assert process.post("/init", {"value": {}}).json == {"ok": True}
+        yield process
+
+
 def start_container(stack: str, app: Path, *arguments: str, **env: str) -> Process:
     """openwhisk.py with the app, as in a container, and ready to be asked."""
     port = free_port()
@@ -537,11 +545,9 @@ def serving(handler: Any) -> Iterator[ThreadingHTTPServer]:
 def web_action(container_port: int, web: str = "raw", **options: Any) -> Iterator[int]:
     """devserver.py before the container, in this process; gives its port."""
     timeout = options.pop("timeout", 60.0)
-    settings = {"namespace": "guest", "package": "default", "action": "rec", "timeout": 60.0}
-    address = f"http://127.0.0.1:{container_port}"
-    action = devserver.WebAction(address, raw=web == "raw", **{**settings, **options})
-    action.init()
-    action.timeout = timeout  # from now on, so that a busy machine's /init is in time
+    action = devserver.WebAction(f"http://127.0.0.1:{container_port}", raw=web == "raw", **options)
+    action.invoker.init()
+    action.invoker.timeout = timeout  # from now on, so that a busy machine's /init is in time
     server = make_server("127.0.0.1", 0, action, threaded=True, request_handler=devserver.Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

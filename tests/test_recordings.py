@@ -33,6 +33,7 @@ from conftest import (
 
 RECORDINGS = Path(__file__).parent / "recordings"
 REQUESTS = json.loads((RECORDINGS / "requests.json").read_text())["cases"]
+ACCEPTED = json.loads((RECORDINGS / "accept.json").read_text())["cases"]
 RESPONSES = json.loads((RECORDINGS / "responses.json").read_text())["cases"]
 MESSAGE = {"action_name", "action_version", "activation_id"}
 MESSAGE |= {"deadline", "namespace", "transaction_id", "value"}
@@ -137,6 +138,28 @@ def test_a_result_becomes_the_recorded_response(
     got = {"status": answer.status, "headers": headers, "body": without_code(answer.body)}
     known = recorded["status"], recorded["headers"], without_code(expected)
     assert_same(str(case["result"]), dict(zip(got, known)), got)
+
+
+def accept_name(case: dict[str, Any]) -> str:
+    asked = f"{case['accept']!r} {case.get('accept_charset', '')}".strip()
+    return f"{asked} of {case.get('answer_status', '')}{case['answer_type'] or 'no type'}"
+
+
+@pytest.mark.openwhisk
+@pytest.mark.parametrize("action", ["raw"], indirect=True)
+@pytest.mark.parametrize("case", ACCEPTED, ids=accept_name)
+def test_a_type_that_the_caller_does_not_accept_is_a_406(
+    case: dict[str, Any], action: tuple[str, WebAction]
+) -> None:
+    headers = {"content-type": case["answer_type"]} if case["answer_type"] else {}
+    answered = {"statusCode": case.get("answer_status", 200), "headers": headers, "body": "aGk="}
+    asked = {"Content-Type": "application/octet-stream", "Accept": case["accept"]}
+    if "accept_charset" in case:
+        asked["Accept-Charset"] = case["accept_charset"]
+    answer = action[1].request("POST", "/result", json.dumps(answered).encode(), asked)
+    assert (answer.status, answer.header("content-type")) == (case["status"], case["content_type"])
+    if "arrives" in case and answer.status == 200:
+        assert received(action[1], answer)["value"]["__ow_headers"]["accept"] == case["arrives"]
 
 
 VALUES = [

@@ -1,7 +1,7 @@
 """A container that tells what OpenWhisk sent it, and answers what a test wants; no openwhisk.py.
 
 GET /last/ACTIVATION_ID gives the message of that activation, POST /result answers with the result
-that is its body; any other request is only kept.
+that is its body; any other request is kept.
 """
 
 import base64
@@ -15,6 +15,8 @@ messages: dict[str, Any] = {}
 
 def result_of(message: Any) -> Any:
     path = message["value"].get("__ow_path", "")
+    if not path.startswith("/last/"):
+        messages[message["activation_id"]] = message
     if path == "/result":
         return json.loads(base64.b64decode(message["value"]["__ow_body"]))
     if path.startswith("/last/"):
@@ -22,7 +24,6 @@ def result_of(message: Any) -> Any:
         body = base64.b64encode(json.dumps(kept).encode()).decode()
         headers = {"content-type": "application/octet-stream"}
         return {"statusCode": 200 if kept else 404, "headers": headers, "body": body}
-    messages[message["activation_id"]] = message
     return {}
 
 
