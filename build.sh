@@ -139,7 +139,7 @@ let the server run, FORWARD=1, or make an image whose command is CMD [\"python\"
     result=$(inspect "$image" '{{join .RepoDigests "\n"}}' | sed -n "s|^.*$image@||p" | tail -n 1)
 }
 
-row() { printf '%-24s %-40s %8s %8s  %s\n' "$@"; }
+row() { printf '%-20s %-36s %8s %8s  %s\n' "$@"; }
 failed=0 table=$(row model image size seconds digest)
 for MODEL in "${models[@]}"; do
     echo "$MODEL: building"
