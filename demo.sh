@@ -28,8 +28,8 @@ with socket.socket() as listener:
 END
 
 echo "Loading the model"
-container=$("$python" -c 'import socket; listener = socket.socket(); listener.bind(("", 0)); print(listener.getsockname()[1])')
-(cd examples/ocr && PORT=$container exec "$python" ../../openwhisk.py) >"$temporary/log" 2>&1 &
+container=$("$python" -c 'import socket; one = socket.socket(); one.bind(("", 0)); print(one.getsockname()[1])')
+(cd examples/ocr && OPENWHISK_LISTEN_PORT=$container exec "$python" ../../openwhisk.py) >"$temporary/log" 2>&1 &
 model=$!
 touch "$temporary/url"
 "$python" devserver.py "http://127.0.0.1:$container" --port "$PORT" --results >"$temporary/url" &

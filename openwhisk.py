@@ -170,10 +170,10 @@ def decode_base64(text: bytes) -> bytes:
 def parse(data: bytes) -> Any:
     """The JSON of a message. A long `__ow_body` of --web raw is cut out before, in 0.03 ms instead
     of 0.8 for 1 MB, and comes as bytes."""
-    before, name, rest = data.partition(b'"__ow_body":"')
-    body, _, after = rest.partition(b'"')
+    begin = data.find(b'"', data.find(b'"__ow_body":') + len('"__ow_body":')) + 1
+    body = data[begin : data.find(b'"', begin)]
     if len(body) > LONG and b"\\" not in body:
-        short = before + name + PLACEHOLDER.encode() + b'"' + after
+        short = data[:begin] + PLACEHOLDER.encode() + data[begin + len(body) :]
         message = json.loads(short.decode())
         value = message["value"]
         if "__ow_query" in value and value["__ow_body"] == PLACEHOLDER:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests and checks, with this machine's Python, in about three minutes.
+# The tests and checks, with this machine's Python, in about a minute.
 # --all: also with Docker, with each stack of requirements/stacks that this machine has a Python for, and more
 # generated cases.
 set -euo pipefail
@@ -12,7 +12,7 @@ in_the_background() { # name, command...: what it says is shown if it fails
     shift
     "$@" >"$logs/$name" 2>&1 || { cat "$logs/$name" >&2; exit 1; }
 }
-python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$(python3 --version) is too old for the tests: install Python 3.11 or newer."
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "The tests need Python 3.11 or newer."
 failed=0 options=() missing=() installing=() jobs=()
 
 case ${1:-} in

@@ -78,7 +78,7 @@ def process(python: str, port: int, proxied: bool) -> Iterator[int]:
     popen = subprocess.Popen(
         command,
         cwd=ROOT / "examples" / "ocr",
-        env={**os.environ, "PORT": str(port)},
+        env={**os.environ, "OPENWHISK_LISTEN_PORT": str(port)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.STDOUT,
     )

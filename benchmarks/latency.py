@@ -5,7 +5,7 @@
 PYTHON is the model's, with maxfw (default: this one); --plot needs matplotlib. With --forward, the
 model's own server stands behind forward.py. The model is
 tests/live_apps/max_app; OpenWhisk makes the message on another machine, so it is made beforehand
-here. Prints two tables: latency, and the steps of one activation.
+here.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def message(method: str, path: str, body: bytes = b"", content_type: str = "") -
         {
             "action_name": "/guest/max",
             "value": {**value, "__ow_headers": headers, "__ow_path": path},
-        }
+        },
+        separators=(",", ":"),
     ).encode()
 
 
@@ -80,14 +81,23 @@ def sender(port: int, method: str, path: str, body: bytes, content_type: str) ->
 
 @contextlib.contextmanager
 def server(python: str, *command: str, port: int, **settings: str) -> Iterator[int]:
-    env = {**os.environ, "PORT": str(port), "RESULT_LIMIT": "0", **settings}
+    """A model's own server, or openwhisk.py, when it is loaded; gives the process's id."""
+    is_ready = sender(port, "GET", "/model/metadata", b"", "")
+    if command[0].endswith("openwhisk.py"):
+        is_ready = sender(port, "POST", "/init", b'{"value": {}}', "application/json")
+    env = {
+        **os.environ,
+        "OPENWHISK_LISTEN_PORT": str(port),
+        "OPENWHISK_RESULT_LIMIT": "0",
+        **settings,
+    }
     process = subprocess.Popen(
         [python, *command], cwd=APP, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         while True:
             try:
-                sender(port, "GET", "/model/metadata", b"", "")()
+                is_ready()
                 break
             except (ConnectionError, RuntimeError):
                 if process.poll() is not None:
@@ -140,7 +150,7 @@ def measure(python: str, count: int, forward: bool) -> list[list[str]]:
     command, settings = [str(ROOT / "openwhisk.py")], {}
     if forward:
         command += [python, "app.py", "--port", str(upstream_port)]
-        settings = {"WSGI_APP": "forward:app", "UPSTREAM_PORT": str(upstream_port)}
+        settings = {"OPENWHISK_UPSTREAM_PORT": str(upstream_port)}
     kind = "multipart/form-data; boundary=B0UND"
     with (
         server(python, "app.py", "--port", str(own_port), port=own_port),
@@ -174,46 +184,6 @@ def measure(python: str, count: int, forward: bool) -> list[list[str]]:
             ratio = statistics.median(run / own for own, run in pairs)
             rows.append([name, *figures, f"{medians[1] / medians[0]:.2f}", f"{ratio:.2f}"])
     return rows
-
-
-STEPS = """
-import cProfile, io, json, os, pstats, sys, threading
-sys.path[:0] = [{root!r}]
-import openwhisk
-data = sys.stdin.buffer.read()
-openwhisk.STDOUT = openwhisk.STDERR
-model = openwhisk.Model()
-proxy = openwhisk.Proxy(model, openwhisk.read_settings())
-def run():
-    environ = dict(REQUEST_METHOD="POST", PATH_INFO="/run", CONTENT_LENGTH=str(len(data)))
-    environ["wsgi.input"] = io.BytesIO(data)
-    return b"".join(proxy(environ, lambda *_: None))
-def measure():
-    model.settled.wait()
-    run()
-    profile = cProfile.Profile()
-    profile.runcall(lambda: [run() for _ in range({count})])
-    stats = pstats.Stats(profile).stats
-    def spent(name):
-        return sum(entry[3] for key, entry in stats.items() if (key[0], key[2]) == (openwhisk.__file__, name))
-    base64 = spent("decode_base64")
-    steps = dict(json=spent("parse"), base64=base64, environ=spent("environ_of"),
-                 app=spent("call") - base64, result=spent("result_of") + spent("serialize"))
-    print(json.dumps(dict(steps, all=spent("answer"))), flush=True)
-    os._exit(0)
-threading.Thread(target=measure).start()
-model.load("", lambda: None)
-"""
-
-
-def steps(python: str, size: int, count: int) -> dict[str, float]:
-    """Milliseconds of each step of an activation, from a profiler in the container's process."""
-    data = message("POST", "/model/predict", multipart(size), "multipart/form-data; boundary=B0UND")
-    code = STEPS.format(root=str(ROOT), count=count)
-    done = subprocess.run(
-        [python, "-c", code], cwd=APP, input=data, check=True, capture_output=True
-    )
-    return {name: 1000 * seconds / count for name, seconds in json.loads(done.stdout).items()}
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:
@@ -266,7 +236,6 @@ def main() -> None:
         import matplotlib  # noqa: F401, rather than fail after all the measuring
     heads = ["body", "own server, median ms", "web action", "own server, p95 ms", "web action"]
     heads += ["ratio of medians", "ratio of throughputs, 8 clients"]
-    names = ["json", "base64", "environ", "app", "result", "all"]
     measured = {}
     for python in arguments.python:
         title = subprocess.run(
@@ -274,11 +243,6 @@ def main() -> None:
         ).stdout.strip()
         measured[title] = measure(python, arguments.requests, arguments.forward)
         print(f"{title}\n\n{table(heads, measured[title])}\n")
-        if arguments.forward:
-            continue
-        spent = {name: steps(python, size, 20) for name, size in SIZES.items()}
-        rows = [[name, *(f"{spent[name][step]:.2f}" for step in names)] for name in SIZES]
-        print(table(["body, ms of each step", *names], rows) + "\n", flush=True)
     if arguments.plot:
         plot(arguments.plot, measured)
 

@@ -43,13 +43,15 @@ import openwhisk
 
 PACKAGES = ("flask", "werkzeug", "apig-wsgi", "serverless-wsgi", "mangum", "a2wsgi")
 PATH = "/model/predict"
-SETTINGS = openwhisk.read_settings()
+SETTINGS = {name: default for name, (default, _, _) in openwhisk.SETTINGS.items()}
+IDS = ("action_version", "activation_id", "namespace", "transaction_id")
 KIND = "multipart/form-data; boundary=B0UND"
 AGENT, CLIENT = "curl/8.5.0", "192.0.2.1"
 PROXY = {"x-forwarded-for": CLIENT, "x-forwarded-port": "443", "x-forwarded-proto": "https"}
 HEADERS = {"host": "localhost", "user-agent": AGENT, "accept": "*/*", "content-type": KIND, **PROXY}
 FEWER = {"1 MB": 5, "5 MB": 10}  # the turns are divided by these
 TURN = 10  # calls
+LIMIT = 1_048_576  # bytes of a result
 
 Adapter = Callable[[bytes], bytes]
 Call = Callable[[], bytes]
@@ -67,9 +69,7 @@ def activation(body: bytes) -> bytes:
     """POST /run's, with all the ids that OpenWhisk sends along."""
     made = json.loads(message("POST", PATH, body, KIND))
     made["value"]["__ow_headers"] = HEADERS
-    made.update(
-        dict.fromkeys(list(openwhisk.IDS)[1:], "0123456789abcdef"), deadline="1788000000000"
-    )
+    made.update(dict.fromkeys(IDS, "0123456789abcdef"), deadline="1788000000000")
     return json.dumps(made).encode()
 
 
@@ -115,9 +115,8 @@ def wsgi_call(body: bytes) -> Call:
 
 
 def own(data: bytes) -> bytes:
-    environ = openwhisk.environ_of(openwhisk.parse(data), SETTINGS)
-    result = openwhisk.result_of(openwhisk.call(app, environ))
-    return b"".join(openwhisk.serialize(result)[1])
+    environ = openwhisk.environ_of(openwhisk.parse(data)["value"], SETTINGS)
+    return openwhisk.fit(openwhisk.call(app, environ), "", LIMIT)
 
 
 def on_lambda(handler: Callable[[Any, Any], Any]) -> Adapter:

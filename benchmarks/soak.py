@@ -30,6 +30,7 @@ def activation(port: int, number: int) -> None:
         "__ow_method": "post",
         "__ow_path": f"/seen/{number}",
         "__ow_query": f"number={number}",
+        "__ow_headers": {},
     }
     value["__ow_body"] = base64.b64encode(body).decode()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
