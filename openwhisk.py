@@ -28,7 +28,7 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Tuple
 from urllib.parse import quote, unquote_to_bytes, urlencode
 
 import flask
-from werkzeug import serving
+import werkzeug.serving
 from werkzeug.datastructures import Headers
 from werkzeug.http import dump_options_header, parse_accept_header, parse_options_header
 
@@ -103,9 +103,8 @@ TEXT = {  # recorded in text_media_types.json; all else is base64
 BINARY = ("audio/", "font/", "image/", "message/", "multipart/", "video/") + tuple(
     "application/" + name
     for name in """
-    cbor java-archive msword octet-stream pdf postscript vnd.google-earth.kmz vnd.ms-
-    vnd.oasis.opendocument. vnd.openxmlformats- x-7z-compressed x-bzip x-gzip x-rar-compressed
-    x-tar zip
+    cbor msword octet-stream pdf postscript vnd.google-earth.kmz vnd.ms- vnd.oasis.opendocument.
+    vnd.openxmlformats- x-7z-compressed x-bzip x-gzip x-tar zip
     """.split()
 )
 
@@ -118,7 +117,7 @@ class MediaType(NamedTuple):
 
     @property
     def is_json(self) -> bool:
-        """Of which the controller takes base64 as well as text."""
+        """JSON, of which the controller takes base64 as well as text."""
         is_json = self.kind == JSON or self.kind.endswith("+json")
         return is_json and set(self.parameters) <= {"charset"}
 
@@ -130,7 +129,7 @@ class MediaType(NamedTuple):
     @property
     def for_base64(self) -> str:
         """The Content-Type with which the controller takes base64; empty if there is none."""
-        if "javascript" in self.kind:
+        if "javascript" in self.kind:  # under this name it is no text
             return "text/javascript"
         if self.kind in TEXT and not self.is_json:
             return ""
@@ -141,10 +140,10 @@ class MediaType(NamedTuple):
 def media_type(content_type: str) -> MediaType:
     kind, parameters = parse_options_header(content_type)
     kind = kind.lower() if "/" in kind else ""
-    return MediaType(kind, {name.lower(): text for name, text in parameters.items()})
+    return MediaType(kind, {name.lower(): text for name, text in parameters.items() if kind})
 
 
-# ---- Fast: the two things that take longest for a body of 1 MB ----
+# ---- Fast: what takes longest for a body of 1 MB ----
 
 try:  # OpenSSL, which Python's ssl brings along, decodes 1 MB in 0.6 ms, Python in 1.7 to 3.1
     import _ssl
@@ -200,7 +199,7 @@ def rebuilt(value: Record, media: MediaType) -> Tuple[str, str]:
 
 
 def query_and_body(value: Record) -> Tuple[str, bytes]:
-    """As the caller sent them. Raises ValueError for a body that is not base64."""
+    """As the caller sent them."""
     media = media_type(value["__ow_headers"].get("content-type", ""))
     if "__ow_query" in value:  # --web raw
         query, body = value["__ow_query"], value["__ow_body"]
@@ -213,7 +212,7 @@ def query_and_body(value: Record) -> Tuple[str, bytes]:
 
 
 def native(text: str) -> str:
-    """Its bytes in the shape of latin-1: https://peps.python.org/pep-3333/#unicode-issues."""
+    """As https://peps.python.org/pep-3333/#unicode-issues has it."""
     return text.encode("utf-8", "replace").decode("latin-1")
 
 
@@ -290,7 +289,7 @@ class Response(NamedTuple):
 
 
 # https://www.rfc-editor.org/rfc/rfc9110#name-fields. For another name the controller closes the
-# connection; what follows a line end, that of 2024 takes for a header of its own.
+# connection; one of 2024 takes what follows a line end for a header.
 HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\0\r\n]*\Z")
 
 
@@ -324,7 +323,7 @@ def call(app: WSGIApp, environ: Record, most: int = sys.maxsize) -> Response:
 
 # ---- The response becomes a result ----
 
-NOT_OURS = {
+SET_BY_CONTROLLER = {
     "access-control-allow-origin",
     "connection",
     "content-length",
@@ -332,38 +331,40 @@ NOT_OURS = {
     "server",
     "transfer-encoding",
 }
-PACKED_TEXT = "OpenWhisk carries no text in the Content-Encoding %s, as the model answers."
+PACKED_TEXT = "OpenWhisk carries no text in the Content-Encoding %s; answer without it."
 TOO_LARGE = (
-    "The answer of %d bytes is too large for a result, which has at most %d: ask for less of it or "
-    "for gzip (curl --compressed), or raise the cluster's limit and OPENWHISK_RESULT_LIMIT."
+    "The answer of %d bytes is too large for a result, of at most %d: ask for less or for gzip "
+    "(curl --compressed), or raise the cluster's limit and OPENWHISK_RESULT_LIMIT."
 )
-MOST = 32  # times the limit is read of an answer: gzip makes JSON smaller by no more
+MOST = 32  # times the limit: more of an answer is neither read nor packed
 
 
 def failure(status: int, sentence: str) -> Record:
-    """A result that the caller sees as this status and JSON, and OpenWhisk as a failure."""
+    """A result that the caller sees as this status, and OpenWhisk as a failure."""
     body, headers = json.dumps({"error": sentence}), {"Content-Type": JSON}
     return {"error": {"statusCode": status, "headers": headers, "body": body}}
 
 
 def encode(headers: Headers, body: bytes) -> str:
-    """Text or base64, as the controller expects of the Content-Type, which may change for that."""
+    """Text or base64, as the controller expects of the Content-Type, which may change."""
     media = media_type(headers.get("Content-Type", ""))
     if media.is_text and "Content-Encoding" not in headers:
-        with contextlib.suppress(LookupError, UnicodeError):  # then it is not what it says
-            text = body.decode(media.parameters.get("charset", "utf-8"))
-            # JSON that looks like base64, as 1234 does, would be decoded.
+        with contextlib.suppress(LookupError, UnicodeError):  # it is not what its type says
+            text = body.decode(media.parameters.get("charset") or "utf-8")
+            # The controller would take JSON like 1234 for base64, and decode it.
             if not media.is_json or text.lstrip()[:1] in ("{", "[", '"'):
                 headers["Content-Type"] = dump_options_header(*media)
                 return text
-            body = text.encode()
+            body = text.encode()  # without a charset
     headers["Content-Type"] = media.for_base64 or "application/octet-stream"
     return base64.b64encode(body).decode()
 
 
 def result_of(response: Response) -> Record:
-    """Of which the controller makes the response (responses.json)."""
-    headers = Headers([pair for pair in response.headers if pair[0].lower() not in NOT_OURS])
+    """The result of which the controller makes the response (responses.json)."""
+    headers = Headers(
+        [pair for pair in response.headers if pair[0].lower() not in SET_BY_CONTROLLER]
+    )
     encoding = headers.get("Content-Encoding", "")
     if encoding and not media_type(headers.get("Content-Type", "")).for_base64:
         return failure(500, PACKED_TEXT % encoding)
@@ -375,7 +376,7 @@ def result_of(response: Response) -> Record:
 
 
 def plain_result(response: Response) -> Record:
-    """Of an invocation without HTTP: the JSON object of the answer, or its error."""
+    """The result of an invocation without HTTP: the answer's JSON object, or its error."""
     try:
         answer = json.loads(response.body.decode())
     except ValueError:
@@ -399,7 +400,7 @@ def packed(response: Response) -> Response:
 def dump(result: Record) -> bytes:
     """The result's JSON. Raises ValueError for NaN, which is none."""
     text = json.dumps(result, ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8", "backslashreplace")  # a lone surrogate becomes JSON's escape
+    return text.encode("utf-8", "backslashreplace")  # of a lone surrogate, too
 
 
 def dump_within(limit: int, response: Response) -> bytes:
@@ -411,8 +412,8 @@ def dump_within(limit: int, response: Response) -> bytes:
 
 
 def fit(response: Response, accept_encoding: str, limit: int) -> bytes:
-    """The JSON of its result, packed if it is over the limit (bytes) otherwise and the caller takes
-    gzip. Else it is a failure."""
+    """The JSON of its result, packed if it is over the limit otherwise and the caller takes gzip;
+    else of a failure."""
     data, size = dump_within(limit, response), len(response.body)
     accepted = parse_accept_header(accept_encoding[:1000])  # 8000 spaces would take seconds
     if not data and size <= MOST * limit and accepted["gzip"]:
@@ -446,7 +447,7 @@ class Model:
 
     def load(self, settings: Record) -> None:
         """In the main thread, as TensorFlow 1 needs it; does not return."""
-        serving.run_simple = self.run_simple  # Flask's run() calls it
+        werkzeug.run_simple = werkzeug.serving.run_simple = self.run_simple
         try:
             if settings["OPENWHISK_UPSTREAM_PORT"]:
                 self.start_server(settings)
@@ -458,7 +459,7 @@ class Model:
                 raise RuntimeError(NO_APP)
         except Stop:
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             traceback.print_exc()
             self.error = "The model failed to load: %s: %s" % (type(error).__name__, error)
             self.settled.set()
@@ -466,7 +467,7 @@ class Model:
             time.sleep(1)
 
     def start_server(self, settings: Record) -> None:
-        """That of the image; forward.py lies beside this file."""
+        """The image's own; forward.py lies beside this file."""
         from forward import Forward
 
         port, ready_path = settings["OPENWHISK_UPSTREAM_PORT"], settings["OPENWHISK_READY_PATH"]
@@ -489,13 +490,13 @@ class Model:
             self.settled.set()
         else:
             print("A second app is run, and not served; OPENWHISK_APP names one.", file=sys.stderr)
-        while threading.main_thread().is_alive():  # else the process ends
+        while threading.main_thread().is_alive():  # its end waits for this thread
             with contextlib.suppress(queue.Empty):
                 answer(*calls.get(timeout=1))
 
     def respond(self, environ: Record, most: int) -> Response:
-        """The app's response, from another thread than ours, in which Flask is busy: one for each
-        call, as in Werkzeug's server, or the one that ran the app with threaded=False."""
+        """Calls the app in another thread than this, in which the proxy's request is: in a new one,
+        or in the one that ran the app with threaded=False."""
         future: Future[Response] = Future()
         self.submit((future, self.app, environ, most))
         return future.result()
@@ -519,7 +520,7 @@ def answer(future: Any, app: WSGIApp, environ: Record, most: int) -> None:
         future.set_result(call(app, environ, most))
     except Stop:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # sys.exit(), asyncio's CancelledError
         future.set_exception(error)
 
 
@@ -531,7 +532,7 @@ def run_script() -> None:
     loader = importlib.machinery.SourceFileLoader("__main__", path)
     main: Any = types.ModuleType("__main__")
     main.__file__, main.__loader__ = path, loader
-    sys.modules["__main__"] = main  # unpickling and multiprocessing look there
+    sys.modules["__main__"] = main  # where pickle and multiprocessing look
     exec(loader.source_to_code(loader.get_data(path), path), main.__dict__)
     for thread in threading.enumerate():
         if not thread.daemon and thread is not threading.main_thread():
@@ -571,7 +572,7 @@ def activate(model: Model, settings: Record, message: Record) -> bytes:
     value = message.pop("value")
     export({"__OW_" + name.upper(): text for name, text in message.items()})
     is_plain = "__ow_method" not in value
-    if is_plain or "__ow_query" in value:  # under --web true a caller can send what is not bound
+    if is_plain or "__ow_query" in value:  # under --web true they may be a caller's
         settings = {**settings, **read_settings(value, BOUND)}
     if is_plain:
         value = {**value, **PLAIN}
@@ -579,7 +580,7 @@ def activate(model: Model, settings: Record, message: Record) -> bytes:
     response = model.respond(environ_of(value, settings), MOST * limit)
     if is_plain:
         return dump(plain_result(response))
-    if is_lost(value, response):
+    if wants_root(value, response):
         front = environ_of({**value, "__ow_path": "/"}, settings)
         response = Response(302, Headers([("Location", front["REQUEST_URI"])]), b"")
         if not front["SCRIPT_NAME"]:  # that would lead to where the browser is
@@ -587,10 +588,10 @@ def activate(model: Model, settings: Record, message: Record) -> bytes:
     return fit(response, value["__ow_headers"].get("accept-encoding", ""), limit)
 
 
-def is_lost(value: Record, response: Response) -> bool:
-    """Whether a browser is at the bare URL and gets no answer, or a page, whose links lead astray
-    there: it belongs to the model's root, where Swagger UI is."""
-    is_bare = value["__ow_method"] == "get" and not value["__ow_path"]
+def wants_root(value: Record, response: Response) -> bool:
+    """Whether a browser at the bare URL has no use for the answer: 404, 405, or a page, whose links
+    break there. It should go to the root, where Swagger UI is."""
+    is_bare = value["__ow_method"] in ("get", "head") and not value["__ow_path"]
     is_browser = "text/html" in value["__ow_headers"].get("accept", "")
     kind = media_type(response.headers.get("Content-Type", "")).kind
     is_page = response.status == 200 and kind == "text/html"
@@ -600,13 +601,13 @@ def is_lost(value: Record, response: Response) -> bool:
 # ---- The server ----
 
 
-class Handler(serving.WSGIRequestHandler):
+class Handler(werkzeug.serving.WSGIRequestHandler):
     def log_request(self, *_: Any) -> None:
         """No access log: its lines would come after the sentinels."""
 
 
 def make_proxy(model: Model, settings: Record) -> flask.Flask:
-    """POST /init and POST /run (OpenWhisk's docs/actions-new.md)."""
+    """POST /init and POST /run: OpenWhisk's docs/actions-new.md."""
     proxy = flask.Flask(__name__, static_folder=None)
 
     @proxy.route("/init", methods=["POST"])
@@ -623,7 +624,7 @@ def make_proxy(model: Model, settings: Record) -> flask.Flask:
     def run() -> Any:
         try:
             data = activate(model, settings, parse(flask.request.get_data(cache=False)))
-        except (Exception, SystemExit):  # the model may call sys.exit()
+        except BaseException:  # whatever the app raises
             traceback.print_exc()  # by no logger, which the model may have configured
             data = dump(failure(500, "The request failed; the log says why."))
         end_log()
@@ -642,7 +643,9 @@ def main() -> None:
     settings = {**defaults, **read_settings(os.environ, SETTINGS)}
     model = Model()
     port, proxy = int(settings["OPENWHISK_LISTEN_PORT"]), make_proxy(model, settings)
-    server = serving.make_server("0.0.0.0", port, proxy, threaded=True, request_handler=Handler)
+    server = werkzeug.serving.make_server(
+        "0.0.0.0", port, proxy, threaded=True, request_handler=Handler
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
