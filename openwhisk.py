@@ -290,7 +290,7 @@ class Response(NamedTuple):
 
 # https://www.rfc-editor.org/rfc/rfc9110#name-fields. For another name the controller closes the
 # connection; one of 2024 takes what follows a line end for a header.
-HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\0\r\n]*\Z")
+HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\n[^\0\r\n]*\Z")
 
 
 def call(app: WSGIApp, environ: Record, most: int = sys.maxsize) -> Response:
@@ -317,7 +317,7 @@ def call(app: WSGIApp, environ: Record, most: int = sys.maxsize) -> Response:
         if hasattr(iterable, "close"):
             iterable.close()
     status, headers = started
-    allowed = [(name, text) for name, text in headers if HEADER.match(name + ":" + text)]
+    allowed = [(name, text) for name, text in headers if HEADER.match(name + "\n" + text)]
     return Response(int(status.split()[0]), Headers(allowed), b"".join(chunks))
 
 

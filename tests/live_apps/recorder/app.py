@@ -3,9 +3,6 @@ or at /model/predict its `predicted`."""
 
 import base64
 import json
-import os
-import signal
-import sys
 from typing import Any
 from urllib.parse import parse_qs
 from wsgiref.validate import validator
@@ -32,14 +29,4 @@ def record(environ: Any, start_response: Any) -> Any:
     return [data]
 
 
-if "SIGNALS" in os.environ:
-    signal.signal(signal.SIGUSR1, lambda *_: print("SIGUSR1"))
-
 app = validator(record)
-
-if __name__ == "__main__":
-    from werkzeug.serving import run_simple
-
-    run_simple(
-        "127.0.0.1", int(sys.argv[1]), record, threaded=True
-    )  # whose own environ is not quite valid
