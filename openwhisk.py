@@ -1,9 +1,8 @@
 """Serves a model's HTTP API as an Apache OpenWhisk web action: POST /init, POST /run.
 
-OpenWhisk posts a caller's HTTP request to /run as a message. That becomes a WSGI environ, the
-model's own app answers, and the answer becomes the result that is the caller's HTTP response.
-What OpenWhisk sends and takes was recorded: the .json files named below (tests/recordings).
-Runs on Python 3.6 and newer, with the Flask and Werkzeug of the model's image.
+OpenWhisk posts a caller's request to /run as a message. That becomes a WSGI environ, the model's
+own app answers, and the answer becomes the result that is the caller's response. The .json files
+named below (tests/recordings) are what a real OpenWhisk did. Runs on Python 3.6 and newer.
 """
 
 import base64
@@ -68,8 +67,8 @@ def read_settings(source: Any, names: Iterable[str]) -> Dict[str, str]:
 
 
 def base_path(settings: Dict[str, str]) -> str:
-    """Where the caller sees the model; empty for the root of a host. By default it is the path of
-    the web action's URL: /api/v1/web/guest/default/ocr for /guest/ocr."""
+    """Where the caller sees the model, empty for the root of a host; by default at the web action's
+    URL, which is /api/v1/web/guest/default/ocr for /guest/ocr."""
     if settings["OPENWHISK_BASE_PATH"]:
         return settings["OPENWHISK_BASE_PATH"].rstrip("/")
     action = os.environ.get("__OW_ACTION_NAME", "/guest/action")
@@ -77,7 +76,7 @@ def base_path(settings: Dict[str, str]) -> str:
     return "/".join(["/api/v1/web", namespace, *(package or ["default"]), name])
 
 
-# ---- Media types: what the controller carries as text, and what as base64 ----
+# ---- Media types: text, or base64 ----
 
 JSON = "application/json"
 TEXT = {  # recorded in text_media_types.json; all else is base64
@@ -98,8 +97,7 @@ TEXT = {  # recorded in text_media_types.json; all else is base64
     x-vcard xml
     """.split()
 }
-# A charset makes other types text, too, but for those that begin like these, which Pekko HTTP knows
-# as binary (MediaTypes.scala).
+# A charset makes other types text, but none that begins like these, which Pekko HTTP knows.
 BINARY = ("audio/", "font/", "image/", "message/", "multipart/", "video/") + tuple(
     "application/" + name
     for name in """
@@ -118,13 +116,14 @@ class MediaType(NamedTuple):
     @property
     def is_json(self) -> bool:
         """JSON, of which the controller takes base64 as well as text."""
-        is_json = self.kind == JSON or self.kind.endswith("+json")
-        return is_json and set(self.parameters) <= {"charset"}
+        is_named = self.kind == JSON or self.kind.endswith("+json")
+        return is_named and set(self.parameters) <= {"charset"}
 
     @property
     def is_text(self) -> bool:
-        has_charset = "charset" in self.parameters and not self.kind.startswith(BINARY)
-        return self.kind in TEXT or has_charset
+        return self.kind in TEXT or (
+            "charset" in self.parameters and not self.kind.startswith(BINARY)
+        )
 
     @property
     def for_base64(self) -> str:
@@ -156,7 +155,6 @@ PLACEHOLDER = os.urandom(16).hex()
 
 
 def decode_base64(text: bytes) -> bytes:
-    """Raises ValueError if it is none."""
     if not EVP_DecodeBlock or len(text) < LONG:
         return base64.b64decode(text)
     size = len(text) // 4 * 3
@@ -167,8 +165,8 @@ def decode_base64(text: bytes) -> bytes:
 
 
 def parse(data: bytes) -> Any:
-    """The JSON of a message. A long `__ow_body` of --web raw is cut out before, in 0.03 ms instead
-    of 0.8 for 1 MB, and comes as bytes."""
+    """The JSON of a message. A long `__ow_body` of --web raw is cut out before, and comes as bytes:
+    0.03 ms instead of 0.8 for 1 MB."""
     begin = data.find(b'"', data.find(b'"__ow_body":') + len('"__ow_body":')) + 1
     body = data[begin : data.find(b'"', begin)]
     if len(body) > LONG and b"\\" not in body:
@@ -288,8 +286,8 @@ class Response(NamedTuple):
     body: bytes
 
 
-# https://www.rfc-editor.org/rfc/rfc9110#name-fields. For another name the controller closes the
-# connection; one of 2024 takes what follows a line end for a header.
+# Name and value: https://www.rfc-editor.org/rfc/rfc9110#name-fields. For another name a controller
+# closes the connection; one of 2024 takes what follows a line end for a header.
 HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\n[^\0\r\n]*\Z")
 
 
@@ -331,7 +329,6 @@ SET_BY_CONTROLLER = {
     "server",
     "transfer-encoding",
 }
-PACKED_TEXT = "OpenWhisk carries no text in the Content-Encoding %s; answer without it."
 TOO_LARGE = (
     "The answer of %d bytes is too large for a result, of at most %d: ask for less or for gzip "
     "(curl --compressed), or raise the cluster's limit and OPENWHISK_RESULT_LIMIT."
@@ -340,9 +337,9 @@ MOST = 32  # times the limit: more of an answer is neither read nor packed
 
 
 def failure(status: int, sentence: str) -> Record:
-    """A result that the caller sees as this status, and OpenWhisk as a failure."""
-    body, headers = json.dumps({"error": sentence}), {"Content-Type": JSON}
-    return {"error": {"statusCode": status, "headers": headers, "body": body}}
+    """What the caller sees as this status, and OpenWhisk as a failure."""
+    body = json.dumps({"error": sentence})
+    return {"error": {"statusCode": status, "headers": {"Content-Type": JSON}, "body": body}}
 
 
 def encode(headers: Headers, body: bytes) -> str:
@@ -367,7 +364,7 @@ def result_of(response: Response) -> Record:
     )
     encoding = headers.get("Content-Encoding", "")
     if encoding and not media_type(headers.get("Content-Type", "")).for_base64:
-        return failure(500, PACKED_TEXT % encoding)
+        return failure(500, "OpenWhisk carries no text in the Content-Encoding %s." % encoding)
     content = encode(headers, b"" if response.status in (204, 205, 304) else response.body)
     fields = {name.lower(): (name, headers.getlist(name)) for name, _ in headers}
     lists = {name: texts if texts[1:] else texts[0] for name, texts in fields.values()}
@@ -376,7 +373,7 @@ def result_of(response: Response) -> Record:
 
 
 def plain_result(response: Response) -> Record:
-    """The result of an invocation without HTTP: the answer's JSON object, or its error."""
+    """That of an invocation without HTTP: the answer's JSON object, or its error."""
     try:
         answer = json.loads(response.body.decode())
     except ValueError:
@@ -415,8 +412,8 @@ def fit(response: Response, accept_encoding: str, limit: int) -> bytes:
     """The JSON of its result, packed if it is over the limit otherwise and the caller takes gzip;
     else of a failure."""
     data, size = dump_within(limit, response), len(response.body)
-    accepted = parse_accept_header(accept_encoding[:1000])  # 8000 spaces would take seconds
-    if not data and size <= MOST * limit and accepted["gzip"]:
+    accept_encoding = accept_encoding[:1000]  # Werkzeug takes seconds for 8000 spaces
+    if not data and size <= MOST * limit and parse_accept_header(accept_encoding)["gzip"]:
         data = dump_within(limit, packed(response))
     return data or dump(failure(500, TOO_LARGE % (size, limit)))
 
@@ -424,7 +421,6 @@ def fit(response: Response, accept_encoding: str, limit: int) -> bytes:
 # ---- The model ----
 
 CURES = "name its app (OPENWHISK_APP=module:attribute) or let its own server run (FORWARD=1)"
-NO_APP = "the script ended without app.run(); " + CURES
 TOO_SLOW = (
     "The model did not load within the action's time limit, which 'wsk action update --timeout' "
     "raises. If its script never calls app.run(), %s. The log says where it is."
@@ -450,13 +446,21 @@ class Model:
         werkzeug.run_simple = werkzeug.serving.run_simple = self.run_simple
         try:
             if settings["OPENWHISK_UPSTREAM_PORT"]:
-                self.start_server(settings)
+                from forward import Forward  # which lies beside this file
+
+                self.server = Forward(
+                    sys.argv[1:],
+                    int(settings["OPENWHISK_UPSTREAM_PORT"]),
+                    settings["OPENWHISK_READY_PATH"],
+                )
+                self.server.start()
+                self.run_simple("", 0, self.server, threaded=True)
             elif settings["OPENWHISK_APP"]:
                 self.run_simple("", 0, app_of(settings["OPENWHISK_APP"]), threaded=True)
             else:
                 run_script()
             if not self.app:
-                raise RuntimeError(NO_APP)
+                raise RuntimeError("the script ended without app.run(); " + CURES)
         except Stop:
             raise
         except BaseException as error:
@@ -466,20 +470,11 @@ class Model:
         while True:  # for /init, or for other threads
             time.sleep(1)
 
-    def start_server(self, settings: Record) -> None:
-        """The image's own; forward.py lies beside this file."""
-        from forward import Forward
-
-        port, ready_path = settings["OPENWHISK_UPSTREAM_PORT"], settings["OPENWHISK_READY_PATH"]
-        self.server = Forward(sys.argv[1:], int(port), ready_path)
-        self.server.start()
-        self.run_simple("", 0, self.server, threaded=True)
-
     def run_simple(
         self, hostname: str, port: int, application: WSGIApp, *_: Any, **options: Any
     ) -> None:
-        """Stands in for werkzeug.serving.run_simple, and does not return either. The first app is
-        the model's, whichever thread runs it; there is no debugger and no reloader."""
+        """Stands in for Werkzeug's, and does not return either: the first app is the model's, in
+        whichever thread; no debugger, no reloader."""
         calls: Any = queue.Queue()
         if options.get("static_files"):
             application = SharedDataMiddleware(application, options["static_files"])
@@ -495,15 +490,14 @@ class Model:
                 answer(*calls.get(timeout=1))
 
     def respond(self, environ: Record, most: int) -> Response:
-        """Calls the app in another thread than this, in which the proxy's request is: in a new one,
-        or in the one that ran the app with threaded=False."""
+        """Calls the app outside this thread, which is the proxy's request's: in a new one, or in
+        that which ran the app with threaded=False."""
         future: Future[Response] = Future()
         self.submit((future, self.app, environ, most))
         return future.result()
 
     def wait(self, deadline: Any) -> str:
-        """For the model, until a second before the deadline (milliseconds since 1970). Returns a
-        sentence if it is not loaded."""
+        """Until a second before the deadline (ms since 1970); a sentence if it is not loaded."""
         if self.settled.wait(int(deadline) / 1000 - 1 - time.time() if deadline else None):
             return "" if self.app else self.error
         faulthandler.dump_traceback(2)
@@ -515,7 +509,6 @@ def start_thread(arguments: Tuple[Any, ...]) -> None:
 
 
 def answer(future: Any, app: WSGIApp, environ: Record, most: int) -> None:
-    """The future is the app's response, or what the app raises."""
     try:
         future.set_result(call(app, environ, most))
     except Stop:
@@ -540,7 +533,7 @@ def run_script() -> None:
 
 
 def app_of(name: str) -> Any:
-    """The WSGI app of module:attribute, or what module:factory() returns, as for gunicorn."""
+    """That of module:attribute, or what module:factory() returns, as for gunicorn."""
     sys.path[0] = os.getcwd()
     module, _, attribute = name.partition(":")
     found = getattr(importlib.import_module(module), attribute.replace("()", ""))
@@ -590,12 +583,12 @@ def activate(model: Model, settings: Record, message: Record) -> bytes:
 
 def wants_root(value: Record, response: Response) -> bool:
     """Whether a browser at the bare URL has no use for the answer: 404, 405, or a page, whose links
-    break there. It should go to the root, where Swagger UI is."""
+    break there. At the root is Swagger UI."""
     is_bare = value["__ow_method"] in ("get", "head") and not value["__ow_path"]
     is_browser = "text/html" in value["__ow_headers"].get("accept", "")
     kind = media_type(response.headers.get("Content-Type", "")).kind
-    is_page = response.status == 200 and kind == "text/html"
-    return is_bare and is_browser and (is_page or response.status in (404, 405))
+    is_useless = (response.status, kind) == (200, "text/html") or response.status in (404, 405)
+    return is_bare and is_browser and is_useless
 
 
 # ---- The server ----
@@ -633,8 +626,17 @@ def make_proxy(model: Model, settings: Record) -> flask.Flask:
     return proxy
 
 
+STOPS = (signal.SIGTERM, signal.SIGINT)
+
+
 def stop(*_: Any) -> None:
     raise Stop(0)
+
+
+def handle_stops(handler: Any) -> None:
+    for number in STOPS:
+        signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 def main() -> None:
@@ -647,8 +649,13 @@ def main() -> None:
         "0.0.0.0", port, proxy, threaded=True, request_handler=Handler
     )
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    handle_stops(stop)
+    if hasattr(os, "register_at_fork"):  # they end what the model forks, whenever they come
+        os.register_at_fork(
+            before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, STOPS),
+            after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS),
+            after_in_child=lambda: handle_stops(signal.SIG_DFL),
+        )
     model.load(settings)
 
 

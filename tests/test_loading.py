@@ -37,9 +37,9 @@ class Label(str):
 def double(number):
     return 2 * number
 
-def spawn():
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return str(pool.apply(double, [21]))
+def pool(method):
+    with multiprocessing.get_context(method).Pool(1) as workers:
+        return str(workers.apply(double, [21]))
 
 views = {
     "/": lambda: "the model",
@@ -47,7 +47,8 @@ views = {
     "/other": lambda: Thread(target=flask.Flask("other").run, daemon=True).start() or "started",
     "/process": lambda: str(os.getpid()),
     "/raise": lambda: 1 / 0,
-    "/spawn": spawn,
+    "/fork": lambda: pool("fork"),
+    "/spawn": lambda: pool("spawn"),
     "/thread": lambda: threading.current_thread().name,
 }
 app = flask.Flask(__name__)
@@ -128,6 +129,11 @@ def test_a_script_finds_its_arguments_and_its_neighbours(stack: str, tmp_path: P
 def test_spawned_processes_find_the_script(stack: str, tmp_path: Path) -> None:
     with loaded(start_script(stack, tmp_path, MODEL, WAYS["run in main"])) as process:
         assert text_of(process.run(web("/spawn"))) == "42"
+
+
+def test_what_the_model_forks_ends_by_a_signal_as_ever(stack: str, tmp_path: Path) -> None:
+    with loaded(start_script(stack, tmp_path, MODEL, WAYS["run in main"])) as process:
+        assert {text_of(process.run(web("/fork"))) for _ in range(20)} == {"42"}
 
 
 @pytest.mark.parametrize(("way", "thread"), ONE_AT_A_TIME.values(), ids=list(ONE_AT_A_TIME))
