@@ -459,7 +459,6 @@ class Model:
                 self.run_simple("", 0, app_of(settings["OPENWHISK_APP"]), threaded=True)
             else:
                 run_script()
-            if not self.app:
                 raise RuntimeError("the script ended without app.run(); " + CURES)
         except Stop:
             raise
