@@ -17,14 +17,11 @@ import threading
 import time
 from concurrent.futures import Future
 from typing import Any, Callable, Dict, Iterable, List, Tuple
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from werkzeug.datastructures import EnvironHeaders
 
-Environ = Dict[str, Any]
-
 MOST = 1 << 26  # bytes of an answer, which is whole in memory
-PIECE = 1 << 18
 
 # https://www.rfc-editor.org/rfc/rfc9110#section-7.6.1; a body has a length, as it is whole.
 HOP_BY_HOP = set(
@@ -139,7 +136,9 @@ class Forward:
 
     # ---- A request ----
 
-    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def __call__(
+        self, environ: Dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
         try:
             self.start()
             status, headers, body = self.exchange(environ)
@@ -149,7 +148,7 @@ class Forward:
         start_response(status, headers)
         return [body]
 
-    def exchange(self, environ: Environ) -> Tuple[str, List[Tuple[str, str]], bytes]:
+    def exchange(self, environ: Dict[str, Any]) -> Tuple[str, List[Tuple[str, str]], bytes]:
         """Status, headers and body of the server's answer, by a connection of its own. Raises
         ServerError."""
         connection = http.client.HTTPConnection("localhost", self.port)
@@ -176,24 +175,26 @@ class Forward:
         log("The model's server gave no valid answer: %s: %s" % (type(error).__name__, error))
         return "The model's server gave no valid answer; the log says why."
 
-    def location(self, text: str, environ: Environ) -> str:
+    def location(self, text: str, environ: Dict[str, Any]) -> str:
         """The address of a redirect, below the base path if it is one of the server's own."""
         base, parts = base_path(environ), urlsplit(text)
         own = {"%s:%d" % (host, self.port) for host in ("localhost", "127.0.0.1", "0.0.0.0")}
-        is_own = parts.netloc in {"", environ["HTTP_HOST"], *own} and parts.path.startswith("/")
-        if not is_own or (parts.path + "/").startswith(base + "/"):
+        is_own = parts.netloc in {environ["HTTP_HOST"], *own} or not (parts.scheme or parts.netloc)
+        if not is_own or not parts.path.startswith("/"):
             return text
-        if parts.netloc in own:
-            parts = parts._replace(scheme="", netloc="")
-        return urlunsplit(parts._replace(path=base + parts.path))
+        path = parts.path.replace("%2e", ".").replace("%2E", ".").replace("\\", "/")
+        path = "/" + urljoin("/", "/" + path.lstrip("/")).lstrip("/")  # no dots lead off the base
+        path = path if (path + "/").startswith(base + "/") else base + path
+        scheme, host = ("", "") if parts.netloc in own else parts[:2]
+        return urlunsplit((scheme, host, path, *parts[3:]))
 
 
-def base_path(environ: Environ) -> str:
+def base_path(environ: Dict[str, Any]) -> str:
     """As it stands in URLs."""
     return quote(environ["SCRIPT_NAME"], "/!$&'()*+,;=:@~", "latin-1")
 
 
-def send(connection: http.client.HTTPConnection, environ: Environ) -> None:
+def send(connection: http.client.HTTPConnection, environ: Dict[str, Any]) -> None:
     """The request as it came, but for the headers of its connection, and with the base path."""
     base = base_path(environ)
     target = quote(environ["REQUEST_URI"][len(base) :], string.punctuation, "latin-1")
@@ -216,9 +217,9 @@ def read(response: http.client.HTTPResponse) -> bytes:
     if response.status in (204, 304):  # whatever follows
         return b""
     pieces = []
-    for piece in iter(lambda: response.read(PIECE), b""):
+    for piece in iter(lambda: response.read(1 << 18), b""):
         pieces.append(piece)
-        if len(pieces) * PIECE > MOST:
+        if sum(map(len, pieces)) > MOST:
             raise http.client.HTTPException("it has over %d bytes" % MOST)
     if response.length:
         raise http.client.HTTPException("it lacks %d bytes" % response.length)
