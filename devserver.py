@@ -201,7 +201,7 @@ class Range:
 
 
 def ranges_of(header: str, prefix: str = "") -> list[Range]:
-    """None where the header can't be understood."""
+    """Empty where the header can't be understood."""
     try:
         return [Range(prefix + text.strip()) for text in header.split(",")]
     except ValueError:
@@ -298,23 +298,34 @@ def render_query(pairs: list[tuple[str, str | None]]) -> str:
     return "&".join("=".join(pair) for pair in quoted)
 
 
-def parse_json(data: bytes) -> Any:
-    """Raises RefusedError with spray-json's words for what is malformed."""
-    malformed = "The request content was malformed:\n"
-    text = data.decode("latin-1")  # positions count bytes
-    long = re.search(r"(?<![\w.\"])-?[0-9][0-9.eE+-]{100,}", text)
-    if long:
+MALFORMED = "The request content was malformed:\n"
+
+
+def number(text: str) -> float:
+    """Of JSON. Raises RefusedError for a long one, as spray-json does."""
+    if len(text) > 100:
         raise plainly(
             400,
-            f"{malformed}Number too long:The number starting with '{long[0][:20]}' had "
-            f"{len(long[0])} characters which is more than the allowed limit "
-            "maxNumberCharacters = 100. If this is legit input consider increasing the limit.",
+            f"{MALFORMED}Number too long:The number starting with '{text[:20]}' had {len(text)} "
+            "characters which is more than the allowed limit maxNumberCharacters = 100. If this is "
+            "legit input consider increasing the limit.",
         )
+    return int(text) if re.fullmatch("-?[0-9]+", text) else float(text)
+
+
+def parse_json(data: bytes) -> Any:
+    """Raises RefusedError with spray-json's words for what is malformed."""
+    text = data.decode("latin-1")  # positions count bytes
+
+    def refuse(name: str) -> None:
+        raise json.JSONDecodeError("NaN is none", text, text.find(name))
+
     try:
-        json.loads(text)
-        return json.loads(data.decode(errors="replace"))
+        json.loads(text, parse_constant=refuse)
+        content = data.decode(errors="replace")
+        return json.loads(content, parse_int=number, parse_float=number)
     except RecursionError:
-        raise plainly(400, malformed + "JSON input nested too deeply") from None
+        raise plainly(400, MALFORMED + "JSON input nested too deeply") from None
     except json.JSONDecodeError as error:
         position, line = error.pos, error.lineno
     found = text[position : position + 1]
@@ -327,7 +338,7 @@ def parse_json(data: bytes) -> Any:
     column = position - start
     raise plainly(
         400,
-        f"{malformed}Unexpected {unexpected} at input index {position} (line {line}, "
+        f"{MALFORMED}Unexpected {unexpected} at input index {position} (line {line}, "
         f"position {column + 1}), expected JSON Value:\n{''.join(map(printable, rest))}\n"
         f"{' ' * column}^\n",
     )
@@ -622,7 +633,7 @@ class Invoker:
             "version": message["action_version"],
         }
         while len(self.records) > KEPT:
-            del self.records[next(iter(self.records))]
+            self.records.pop(next(iter(self.records)), None)
 
 
 # ---- The controller ----

@@ -427,8 +427,7 @@ TOO_SLOW = (
 ) % CURES
 
 
-class Stop(SystemExit):
-    """SIGTERM or SIGINT has come; no sys.exit() of the model's."""
+STOPPING: List[int] = []  # the signals that have come
 
 
 class Model:
@@ -460,13 +459,12 @@ class Model:
             else:
                 run_script()
                 raise RuntimeError("the script ended without app.run(); " + CURES)
-        except Stop:
-            raise
         except BaseException as error:
-            traceback.print_exc()
+            if not STOPPING:  # else the model may have made something of SystemExit
+                traceback.print_exc()
             self.error = "The model failed to load: %s: %s" % (type(error).__name__, error)
             self.settled.set()
-        while True:  # for /init, or for other threads
+        while not STOPPING:  # for /init, or for other threads
             time.sleep(1)
 
     def run_simple(
@@ -484,9 +482,10 @@ class Model:
             self.settled.set()
         else:
             print("A second app is run, and not served; OPENWHISK_APP names one.", file=sys.stderr)
-        while threading.main_thread().is_alive():  # its end waits for this thread
+        while not STOPPING:
             with contextlib.suppress(queue.Empty):
                 answer(*calls.get(timeout=1))
+        sys.exit()
 
     def respond(self, environ: Record, most: int) -> Response:
         """Calls the app outside this thread, which is the proxy's request's: in a new one, or in
@@ -510,8 +509,6 @@ def start_thread(arguments: Tuple[Any, ...]) -> None:
 def answer(future: Any, app: WSGIApp, environ: Record, most: int) -> None:
     try:
         future.set_result(call(app, environ, most))
-    except Stop:
-        raise
     except BaseException as error:  # sys.exit(), asyncio's CancelledError
         future.set_exception(error)
 
@@ -628,8 +625,9 @@ def make_proxy(model: Model, settings: Record) -> flask.Flask:
 STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
-def stop(*_: Any) -> None:
-    raise Stop(0)
+def stop(number: int, _: Any) -> None:
+    STOPPING.append(number)
+    sys.exit()
 
 
 def handle_stops(handler: Any) -> None:
