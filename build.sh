@@ -66,6 +66,7 @@ cleanup() {
 }
 trap cleanup EXIT
 trap 'exit 130' INT && trap 'exit 143' TERM
+revision=$(git -C "$folder" rev-parse HEAD 2>/dev/null || echo unknown)
 mkdir "$work/context" && cp "$folder"/{openwhisk,forward}.py "$work/context"
 chmod -R a+rX "$work/context" # the model's user has to read it, whatever the umask
 
@@ -74,10 +75,9 @@ step() { # error, command...: a signal ends it at once
     "${@:2}" </dev/null &
     wait $!
 }
-
 script() { # a command's words in JSON... -> the same with openwhisk.py; fails unless they start a script of Python
     local word='[A-Za-z0-9,._/=:@%+-]+'
-    if [[ $* =~ '"-c" "'(exec )?($word( $word)*)'"'$ ]]; then # of a shell
+    if [[ $* =~ 'sh" "-c" "'(exec )?($word( $word)*)'"'$ ]]; then # of a shell
         mapfile -t < <(tr ' ' '\n' <<<"${BASH_REMATCH[2]}" | sed 's/.*/"&"/')
         set -- "${MAPFILE[@]}"
     fi
@@ -90,9 +90,9 @@ script() { # a command's words in JSON... -> the same with openwhisk.py; fails u
 
 inspect() { "${docker[@]}" image inspect --format "$2" "$1"; } # image, template
 ask() { # path, value, pattern of a good answer
-    until step "the model does not answer as it should; another path to GET: CHECK=/path" \
-        curl -sS -o "$work/context/said" -d "{\"value\": $2}" "$address$1"; do
-        [ "$("${docker[@]}" inspect --format '{{.State.Running}}' "$container")" = true ] || return
+    until step "the model does not answer as it should; another path to GET: CHECK=/path" curl -sS \
+        -m $((TIMEOUT / 1000 + 5)) -o "$work/context/said" -d "{\"value\": $2}" "$address$1"; do
+        [ $? != 28 ] && [ "$("${docker[@]}" inspect --format '{{.State.Running}}' "$container")" = true ] || return
         sleep 0.2 # until it listens
     done
     grep -q "$3" "$work/context/said"
@@ -104,7 +104,8 @@ build() { # sets error, for a failure, and result
     inspect "$base" . >/dev/null 2>&1 || step "there is no base image $base" "${docker[@]}" pull "$base" || return
     mapfile -t words < <(inspect "$base" "{{range .Config.Entrypoint}}$each{{range .Config.Cmd}}$each" | grep .)
     if [ "$FORWARD" = 1 ]; then
-        file=Dockerfile.forward command='"/openwhisk/python", "/openwhisk/openwhisk.py"'$(printf ', %s' "${words[@]}")
+        file=Dockerfile.forward
+        command='"/openwhisk/python", "/openwhisk/openwhisk.py"'$(printf %s "${words[@]/#/, }")
         [ -n "$port" ] || port=$(inspect "$base" '{{range $port, $_ := .Config.ExposedPorts}}{{$port}}{{end}}')
         port=${port%/tcp}
         error="$base exposes ${port:-no port}: name its server's, UPSTREAM_PORT=8000"
@@ -118,11 +119,11 @@ build() { # sets error, for a failure, and result
 let the server run, FORWARD=1, or make an image whose command is CMD [\"python\", \"x.py\"]"
         command=$(script "${words[@]}") || return
     fi
-    for name in REGISTRY MODEL TAG VERSION WSGI_APP PREDICT_PATH RESULT_LIMIT; do
-        options+=(--build-arg "$name=${!name}")
-    done
-    options+=(--build-arg "REVISION=$(git -C "$folder" rev-parse HEAD 2>/dev/null)" --build-arg "READY_PATH=$CHECK"
-        --build-arg "UPSTREAM_PORT=$port" --build-arg "RUN_AS=$(inspect "$base" '{{or .Config.User "root"}}')")
+    for name in "REGISTRY=$REGISTRY" "MODEL=$MODEL" "TAG=$TAG" "RUN_AS=$(inspect "$base" '{{or .Config.User 0}}')" \
+        "OPENWHISK_APP=$WSGI_APP" "OPENWHISK_PREDICT_PATH=$PREDICT_PATH" "OPENWHISK_RESULT_LIMIT=$RESULT_LIMIT" \
+        "OPENWHISK_UPSTREAM_PORT=$port" "OPENWHISK_READY_PATH=$CHECK"; do options+=(--build-arg "$name"); done
+    for name in "title=$MODEL" "base.name=$base" "version=${VERSION:-latest}" "revision=$revision"; do
+        options+=(--label "org.opencontainers.image.$name"); done
     { cat "$folder/$file" && echo "CMD [$command]"; } >"$work/context/Dockerfile"
     step "it can't be built or started" "${docker[@]}" build -t "$image" "${options[@]}" "$work/context" || return
     container=$("${docker[@]}" run -d -p 127.0.0.1::8080 "$image") || return
@@ -134,11 +135,10 @@ let the server run, FORWARD=1, or make an image whose command is CMD [\"python\"
     result="not pushed" && [ "$PUSH" = 1 ] || return 0
     for name in "$image" ${VERSION:+"$image:$VERSION"}; do
         "${docker[@]}" tag "$image" "$name"
-        step "the registry refused it (try 'docker login')" "${docker[@]}" push "$name" || return
+        step "the registry refused it (try 'docker login')" "${docker[@]}" push "$name" || { result='' && return 1; }
     done
     result=$(inspect "$image" '{{join .RepoDigests "\n"}}' | sed -n "s|^.*$image@||p" | tail -n 1)
 }
-
 row() { printf '%-20s %-36s %8s %8s  %s\n' "$@"; }
 failed=0 table=$(row model image size seconds digest)
 for MODEL in "${models[@]}"; do
@@ -147,12 +147,12 @@ for MODEL in "${models[@]}"; do
     if build >"$log" 2>&1; then
         rm "$log" && size=$(inspect "$USERNAME/$MODEL" '{{.Size}}' | awk '{printf "%.0f MB", $1 / 1e6}')
     else
-        failed=1
-        ! grep -qE '^neither|exec: "/bin/sh"' "$log" || error="$MODEL has neither Python nor a package manager"
+        failed=1 lacks='(^| )FAILED: neither|exec: "/bin/sh"|unable to find user'
+        ! grep -qE "$lacks" "$log" || error="$MODEL has neither Python nor a package manager"
         [ -z "$container" ] || "${docker[@]}" logs "$container" >>"$log" 2>&1
         cat "$work/context/said" >>"$log"
         { echo "$MODEL: $error. The end of $log:" && tail -n 5 "$log" | sed 's/^/    /'; } >&2
-        remove && result=
+        remove
     fi
     table+=$'\n'$(row "$MODEL" "$USERNAME/$MODEL" "$size" $((SECONDS - started)) "${result:-FAILED: $error}")
 done

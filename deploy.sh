@@ -52,7 +52,6 @@ read -r -a wsk <<<"$WSK" # of several words, like "wsk -i"
 for command in "${wsk[0]}" curl python3; do command -v "$command" >/dev/null || fail "$command is not installed."; done
 work=$(mktemp -d) # readable for nobody else
 trap 'rm -r "$work"' EXIT
-# How to call a model, from its swagger.json.
 read -r -d '' example <<'END' || true
 import json, os, shlex, sys
 url, predict = sys.argv[1], sys.argv[2] or "/model/predict"
@@ -66,12 +65,12 @@ except (KeyError, StopIteration, TypeError, ValueError):
 wanted = [one for one in parameters if one.get("required")] or parameters[:1]
 command = ["curl"] + ["-H", "X-Require-Whisk-Auth: $SECRET"] * bool(os.environ["SECRET"])
 for one in wanted:
-    if one["in"] == "formData":
+    if one.get("in") == "formData":
         command += ["-F", one["name"] + ("=@FILE" if one.get("type") == "file" else "=VALUE")]
-    elif one["in"] == "body":
+    elif one.get("in") == "body":
         command += ["-H", "Content-Type: application/json", "-d", "JSON"]
 command += ["-X", "POST"] * (method == "post" and not {"-F", "-d"} & set(command))
-query = "&".join(one["name"] + "=VALUE" for one in wanted if one["in"] == "query")
+query = "&".join(one["name"] + "=VALUE" for one in wanted if one.get("in") == "query")
 command.append(url + (path if path != predict else "") + ("?" + query if query else ""))
 print("    " + " ".join('"%s"' % word if "$SECRET" in word else shlex.quote(word) for word in command))
 END
@@ -89,6 +88,7 @@ END
 remove() { # action, if there is one
     error=$("${wsk[@]}" action delete "$1" 2>&1) || [[ $error == *"does not exist"* ]]
 }
+undeploy() { remove "$action-results" && remove "$action" && echo "$action: gone"; }
 
 update() { # action, file of annotations, options of wsk...
     error="wsk could not make $1, or tell its URL"
@@ -134,7 +134,7 @@ deploy() { # never leaves open results beside a model with a secret, wherever it
 [ -z "$PACKAGE" ] || [ $delete = 1 ] || "${wsk[@]}" package update "$PACKAGE" || fail "wsk could not make the package."
 for MODEL in "${models[@]}"; do
     action=${PACKAGE:+$PACKAGE/}$MODEL error=
-    if [ $delete = 1 ]; then remove "$action-results" && remove "$action" && echo "$action: gone"; else deploy; fi && continue
+    if [ $delete = 1 ]; then undeploy; else deploy; fi && continue
     echo "$action: FAILED: $error" >&2 && failed=1
 done
 exit $failed

@@ -36,20 +36,28 @@ import devserver
 import results
 
 pytestmark = pytest.mark.stacks(1)  # what answers belongs to no stack
-RECORDED = {
-    recorded["name"]: recorded
-    for recorded in json.loads((ROOT / "tests/recordings/activations.json").read_text())
-}
-ID = "a56ba8571c974c74aba8571c970c746a"
-NEVER = "0123456789abcdef0123456789abcdef"
-KEY = devserver.KEY
+ACTIVATIONS = json.loads((ROOT / "tests/recordings/activations.json").read_text())
+RECORDED = {recorded["name"]: recorded["body"] for recorded in ACTIVATIONS}
+RECORD = RECORDED["JSON"]
+ID, NEVER = "a56ba8571c974c74aba8571c970c746a", "0123456789abcdef0123456789abcdef"
 JSON = {"Content-Type": "application/json"}
+NO_IDS = ["", "/", "/xyz", "/" + ID.upper(), "/" + ID + "\n", f"/{ID}/logs", "/..%2F" + ID[5:]]
+NO_JSON = ["image/png", "text/html, image/*;q=0.8"]
+ACCEPTS = [*NO_JSON, "image/png, */*;q=0.1", "application/*", "application/problem+json"]
+METHODS = {name: details.get("method", "GET") for name, (_, details) in EVERY_CASE.items()}
+NO_RECORDS = [  # status, body, what the caller is told
+    (401, RECORDED["wrong key"], "status 401"),
+    (500, b"<html>", "status 500"),
+    (200, b"<html>", "can't be asked"),
+    (200, [1], "something else than a record"),
+    (200, {"response": 1}, "something else than a record"),
+]
 
 
 class Api(BaseHTTPRequestHandler):
     """OpenWhisk's, which answers as recorded, or as a test wants it."""
 
-    reply: tuple[int, bytes] = (404, b"")
+    status, reply = 404, b""
     location = ""  # to which it redirects
     asked, body = "", b""
 
@@ -59,13 +67,11 @@ class Api(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         Api.asked = f"{self.path} {self.headers['Authorization']}"
-        status, body = Api.reply
-        if Api.location and self.path != "/elsewhere":
-            status, body = 302, b""
-        self.send_response(status)
+        is_moved = Api.location and self.path != "/elsewhere"
+        self.send_response(302 if is_moved else Api.status)
         self.send_header("Location", Api.location)
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(b"" if is_moved else Api.reply)
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -81,187 +87,167 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
 
 
 def replies(status: int, body: Any) -> None:
-    Api.reply = status, body if isinstance(body, bytes) else json.dumps(body).encode()
+    Api.status, Api.reply = status, body if isinstance(body, bytes) else json.dumps(body).encode()
 
 
 def result(path: str = "/" + ID, model: str = "sink", **args: Any) -> dict[str, Any]:
     return results.main({"__ow_method": "get", "__ow_path": path, "MODEL": model, **args})
 
 
-def error_of(answer: dict[str, Any]) -> str:
-    text: str = json.loads(answer["body"])["error"]
-    return text
+def error_of(answer: dict[str, Any]) -> tuple[int, str]:
+    return answer["statusCode"], json.loads(answer["body"])["error"]
 
 
-@pytest.mark.parametrize("name", ["JSON", "binary body", "404", "model refuses, 400"])
+# ---- The answer ----
+
+
+@pytest.mark.parametrize(
+    "name", ["JSON", "binary body", "404", "model refuses, 400", "model fails, 500"]
+)
 def test_it_is_the_models_own_answer(api: ThreadingHTTPServer, name: str) -> None:
-    recorded = RECORDED[name]
-    replies(recorded["status"], recorded["body"])
-    assert result() == recorded["body"]["response"]["result"]
+    replies(200, RECORDED[name])
+    own = RECORDED[name]["response"]["result"]
+    assert result() == own.get("error", own)
     assert Api.asked == f"/api/v1/namespaces/_/activations/{ID} Basic dXNlcjprZXk="
-
-
-def test_its_key_goes_to_the_api_and_nowhere_else(
-    api: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    replies(200, RECORDED["JSON"]["body"])
-    monkeypatch.setattr(Api, "location", f"http://localhost:{api.server_port}/elsewhere")
-    assert result()["statusCode"] == 200
-    assert Api.asked == "/elsewhere None"
-    assert capsys.readouterr() == ("", "")
 
 
 def test_it_leaves_cors_to_the_controller(api: ThreadingHTTPServer) -> None:
     own = {"Access-Control-Expose-Headers": "X-One", "X-One": "1"}
     answer = {"statusCode": 204, "headers": {"Access-Control-Allow-Origin": "a", **own}}
-    replies(200, {**RECORDED["JSON"]["body"], "response": {"result": answer}})
+    replies(200, {**RECORD, "response": {"result": answer}})
     assert result()["headers"] == own
-    replies(200, {**RECORDED["JSON"]["body"], "response": {"result": {"statusCode": 204}}})
+    replies(200, {**RECORD, "response": {"result": {"statusCode": 204}}})
     assert result() == {"statusCode": 204}
 
 
-def test_it_is_an_answer_with_an_error_status_too(api: ThreadingHTTPServer) -> None:
-    body = RECORDED["model fails, 500"]["body"]
-    replies(200, body)
-    assert result() == body["response"]["result"]["error"]
-
-
 def test_it_is_what_openwhisk_says_where_the_model_has_no_answer(api: ThreadingHTTPServer) -> None:
-    body = RECORDED["load failure"]["body"]
-    replies(200, body)
-    answer = result(model="noimport")
-    assert answer["statusCode"] == 502
-    assert error_of(answer) == body["response"]["result"]["error"]
-    replies(200, {**body, "response": {"status": "whisk internal error"}})
-    assert error_of(result(model="noimport")) == "The activation ended without an answer."
-    cut = {"error": "The truncated response was: " + "x" * 1_048_576}
-    replies(200, {**body, "response": {"result": cut}})
-    assert error_of(result(model="noimport")) == cut["error"][:1000]
+    body, cut = RECORDED["load failure"], "The truncated response was: " + "x" * 1_048_576
+    for response, error in (
+        (body["response"], body["response"]["result"]["error"]),
+        ({"status": "whisk internal error"}, "The activation ended without an answer."),
+        ({"result": {"error": cut}}, cut[:1000]),
+    ):
+        replies(200, {**body, "response": response})
+        assert error_of(result(model="noimport")) == (502, error)
+
+
+# ---- Of which activation ----
 
 
 def test_it_is_of_an_action_in_the_same_package(
     api: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replies(200, RECORDED["in a package"]["body"])
+    replies(200, RECORDED["in a package"])
     assert result()["statusCode"] == 202
     monkeypatch.setenv("__OW_ACTION_NAME", "/guest/models/sink-results")
     assert result()["statusCode"] == 200
 
 
 def test_an_id_of_another_action_is_like_one_that_never_was(api: ThreadingHTTPServer) -> None:
-    replies(404, RECORDED["unknown id"]["body"])
+    replies(404, RECORDED["unknown id"])
     unknown = result()
     assert (unknown["statusCode"], unknown["headers"]["Retry-After"]) == (202, "5")
-    assert "there never was such" in error_of(unknown)
-    replies(200, RECORDED["JSON"]["body"])
+    assert "there never was such" in error_of(unknown)[1]
+    replies(200, RECORD)
     assert result(model="another") == unknown
-    body = RECORDED["JSON"]["body"]
-    replies(200, {**body, "annotations": []})
+    replies(200, {**RECORD, "annotations": []})
     assert result() == unknown
-    replies(200, {**body, "annotations": body["annotations"][::-1]})
+    replies(200, {**RECORD, "annotations": RECORD["annotations"][::-1]})
     assert result()["statusCode"] == 200
 
 
-@pytest.mark.parametrize(
-    "path", ["", "/", "/xyz", "/" + ID.upper(), "/" + ID + "\n", f"/{ID}/logs", "/..%2F" + ID[5:]]
-)
+@pytest.mark.parametrize("path", NO_IDS)
 def test_an_id_that_is_none_is_refused(api: ThreadingHTTPServer, path: str) -> None:
-    answer = result(path)
-    assert answer["statusCode"] == 400
-    assert "sink-results/ID" in error_of(answer)
+    status, error = error_of(result(path))
+    assert (status, "sink-results/ID" in error) == (400, True)
 
 
 def test_the_id_of_a_call_of_its_own_is_refused(api: ThreadingHTTPServer) -> None:
     """Which is in the header of an answer to a POST, where it would never be another one's."""
-    own = [{"key": "path", "value": "guest/sink-results"}]
-    replies(200, {**RECORDED["JSON"]["body"], "annotations": own})
-    answer = result()
-    assert answer["statusCode"] == 400
-    assert "id of a call of sink-results itself" in error_of(answer)
+    replies(200, {**RECORD, "annotations": [{"key": "path", "value": "guest/sink-results"}]})
+    status, error = error_of(result())
+    assert (status, "id of a call of sink-results itself" in error) == (400, True)
 
 
-@pytest.mark.parametrize(
-    ("accept", "takes"),
-    [
-        ("image/png", False),
-        ("text/html, image/*;q=0.8", False),
-        ("image/png, */*;q=0.1", True),
-        ("application/*", True),
-        ("application/problem+json", True),
-    ],
-)
+# ---- A call that does not wait ----
+
+
+@pytest.mark.parametrize("accept", ACCEPTS)
 def test_a_caller_who_takes_no_json_is_told_to_wait_without(
-    api: ThreadingHTTPServer, accept: str, takes: bool
+    api: ThreadingHTTPServer, accept: str
 ) -> None:
     """OpenWhisk would make a 406 of it."""
-    headers = {"accept": accept}
-    replies(404, RECORDED["unknown id"]["body"])
+    headers, takes = {"accept": accept}, accept not in NO_JSON
+    replies(404, RECORDED["unknown id"])
     answer = result(__ow_headers=headers)
     assert (answer["statusCode"], answer["body"] != "") == (202, takes)
     Api.asked = ""
     replies(202, {"activationId": ID})
     answer = result(__ow_method="post", __ow_headers=headers)
     assert (answer["statusCode"], Api.asked != "") == (202 if takes else 406, takes)
-    assert takes or "the model was not called" in error_of(answer)
+    assert takes or "the model was not called" in error_of(answer)[1]
 
 
 def test_a_post_calls_the_model_without_waiting(api: ThreadingHTTPServer) -> None:
     replies(202, {"activationId": ID})
-    answer = result("/model/predict", __ow_method="post", __ow_body="eA==", INSECURE="1")
+    answer = result("/model/predict", __ow_method="post", __ow_body="ä\ud800", INSECURE="1")
     assert (answer["statusCode"], answer["headers"]["Retry-After"]) == (202, "5")
     assert json.loads(answer["body"]) == {"activationId": ID}
     assert Api.asked == "/api/v1/namespaces/_/actions/sink?blocking=false Basic dXNlcjprZXk="
-    assert json.loads(Api.body) == {
-        "__ow_method": "post",
-        "__ow_path": "/model/predict",
-        "__ow_body": "eA==",
-    }
-    answer = result(__ow_method="post", __ow_body="ä\ud800")
-    assert (answer["statusCode"], Api.body) == (
-        202,
-        b'{"__ow_method": "post", "__ow_path": "/%s", "__ow_body": "\xc3\xa4\\ud800"}'
-        % ID.encode(),
-    )
-    replies(404, RECORDED["unknown id"]["body"])
-    assert error_of(result(__ow_method="post")) == "OpenWhisk's API answered with status 404."
-    for status, words in ((413, "too large"), (429, "in this minute")):
+    sent = '{"__ow_method": "post", "__ow_path": "/model/predict", "__ow_body": "ä\\ud800"}'
+    assert Api.body.decode() == sent
+    api_says = "OpenWhisk's API answered with status 404."
+    for status, told, words in ((404, 502, api_says), (413, 413, "large"), (429, 429, "minute")):
         replies(status, {"error": "Too much"})
-        answer = result(__ow_method="post")
-        assert (answer["statusCode"], words in error_of(answer)) == (status, True)
+        error = error_of(result(__ow_method="post"))
+        assert (error[0], words in error[1]) == (told, True)
 
 
-@pytest.mark.parametrize(
-    ("status", "body", "words"),
-    [
-        (401, RECORDED["wrong key"]["body"], "status 401"),
-        (500, b"<html>", "status 500"),
-        (200, b"<html>", "can't be asked"),
-        (200, [1], "something else than a record"),
-        (200, {"response": 1}, "something else than a record"),
-    ],
-)
+# ---- The API, and the owner's key for it ----
+
+
+@pytest.mark.parametrize(("status", "body", "words"), NO_RECORDS)
 def test_an_api_that_does_not_tell_is_a_502(
     api: ThreadingHTTPServer, status: int, body: Any, words: str
 ) -> None:
     replies(status, body)
-    answer = result()
-    assert answer["statusCode"] == 502
-    assert words in error_of(answer)
-    assert "key" not in json.dumps(answer)
+    told, error = error_of(result())
+    assert (told, words in error, "key" in error) == (502, True, False)
 
 
 def test_an_api_that_is_down_or_slow_is_a_502_and_the_log_says_why(
     api: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    down = (502, "OpenWhisk's API can't be asked at the moment.")
     monkeypatch.setenv("__OW_API_HOST", f"127.0.0.1:{free_port()}")  # https, where no scheme stands
-    assert "can't be asked" in error_of(result())
+    assert error_of(result()) == down
     log = "".join(capsys.readouterr())
     assert f"activations/{ID}: <urlopen error" in log
     assert "user:key" not in log and "dXNlcjprZXk" not in log
     monkeypatch.setattr(results, "API_SECONDS", 0.1)
     monkeypatch.setattr(Api, "do_GET", lambda handler: threading.Event().wait(1))
     monkeypatch.setenv("__OW_API_HOST", f"http://127.0.0.1:{api.server_port}")
-    assert "can't be asked" in error_of(result())
+    assert error_of(result()) == down
+
+
+def test_the_owners_key_goes_to_the_api_and_nowhere_else(
+    api: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replies(200, RECORD)
+    monkeypatch.setattr(Api, "location", f"http://localhost:{api.server_port}/elsewhere")
+    assert result()["statusCode"] == 200
+    assert Api.asked == "/elsewhere None"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_owners_key_goes_through_no_proxy(
+    api: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{api.server_port}")
+    monkeypatch.setenv("__OW_API_HOST", f"http://127.0.0.1:{free_port()}")
+    Api.asked = ""
+    assert (result()["statusCode"], Api.asked) == (502, "")
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused_unless_allowed(
@@ -275,9 +261,8 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_unless_allowed(
     context.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
     api.socket = context.wrap_socket(api.socket, server_side=True)
     monkeypatch.setenv("__OW_API_HOST", f"https://127.0.0.1:{api.server_port}")
-    replies(200, RECORDED["JSON"]["body"])
-    assert result()["statusCode"] == 502
-    assert result(INSECURE="1")["statusCode"] == 200
+    replies(200, RECORD)
+    assert (result()["statusCode"], result(INSECURE="1")["statusCode"]) == (502, 200)
 
 
 def test_it_runs_on_old_pythons(stack: str) -> None:
@@ -300,10 +285,11 @@ class Patient(WebAction):
         told = super().request(method, path, body, headers, chunks)
         return self.answer(told.header("x-openwhisk-activation-id"))
 
-    def answer(self, activation_id: str | None) -> Answer:
-        path = f"{self.base}-results/{activation_id}"
+    def answer(self, activation_id: str | None, **headers: str) -> Answer:
         while True:
-            answer = request(self.port, "GET", path)
+            answer = request(
+                self.port, "GET", f"{self.base}-results/{activation_id}", None, headers
+            )
             if not answer.header("retry-after"):  # a model's own 202 has none
                 return answer
 
@@ -322,75 +308,54 @@ def patient(max_app: Process) -> Iterator[Patient]:
         yield Patient(f"http://127.0.0.1:{port}{BASE}")
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        name
-        for name, (_, details) in EVERY_CASE.items()
-        if details.get("method") != "HEAD"  # the 202's own
-    ],
-)
+@pytest.mark.parametrize("case", [name for name in METHODS if METHODS[name] != "HEAD"])
 def test_the_answer_is_that_of_the_models_own_server(case: str, own: int, patient: Patient) -> None:
-    compare(*EVERY_CASE[case], own, patient, at_root=True)
+    compare(*EVERY_CASE[case], own, patient, patient.base)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        name
-        for name, (_, details) in EVERY_CASE.items()
-        if details.get("method", "GET") not in ("GET", "HEAD")
-    ],
-)
+@pytest.mark.parametrize("case", [name for name in METHODS if METHODS[name] not in ("GET", "HEAD")])
 def test_a_post_is_the_callers_own_request(case: str, own: int, patient: Patient) -> None:
     hasty = Hasty(f"http://127.0.0.1:{patient.port}{patient.base}")
-    compare(*EVERY_CASE[case], own, hasty, at_root=True)
+    compare(*EVERY_CASE[case], own, hasty, patient.base)
 
 
 def test_nobody_but_the_owner_sets_a_parameter(patient: Patient) -> None:
     """INSECURE would spare the certificate of the API, to which the owner's key goes."""
-    for path in (f"/{NEVER}?INSECURE=1&MODEL=another", "/seen/x?PREDICT_PATH=/model/labels"):
+    for path in (f"/{NEVER}?INSECURE=1&MODEL=another", "/seen/x?OPENWHISK_PREDICT_PATH=/p"):
         answer = request(patient.port, "POST", f"{patient.base}-results{path}", b'{"a": 1}', JSON)
         assert answer.status == 202
     seen = patient.answer(answer.json["activationId"]).json
-    assert seen["args"] == {"PREDICT_PATH": ["/model/labels"]}
+    assert seen["args"] == {"OPENWHISK_PREDICT_PATH": ["/p"]}
 
 
 def test_a_model_that_takes_longer_than_callers_may_wait(stack: str) -> None:
-    port = free_port()
+    port, secret = free_port(), {"X-Require-Whisk-Auth": "s3cret"}
     container = start_container(stack, LIVE_APPS / "flask_app", **FLASK)
-    command = [sys.executable, "devserver.py", f"http://127.0.0.1:{container.port}"]
-    options = ["--port", str(port), "--action", "rec", "--wait", "1", "--results"]
-    secret = {"X-Require-Whisk-Auth": "s3cret"}
-    with (
-        running(container),
-        running(Process(*command, *options, "--secret", "s3cret", cwd=ROOT, port=port)) as server,
-    ):
+    command = [sys.executable, "devserver.py", f"http://127.0.0.1:{container.port}", "--port"]
+    options = [str(port), "--action", "rec", "--wait", "1", "--results", "--secret", "s3cret"]
+
+    def asked(method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+        return request(port, method, BASE + path, body, {**secret, **headers})
+
+    with running(container), running(Process(*command, *options, cwd=ROOT, port=port)) as server:
         server.wait_ready()
-        url = BASE + "/sleep/3.0"
-        told = request(port, "GET", url, None, secret)
+        told = asked("GET", "/sleep/3.0")
         assert (told.status, told.json["error"]) == (202, "Response not yet ready.")
-        path = f"{BASE}-results/{told.header('x-openwhisk-activation-id')}"
-        assert request(port, "GET", path).status == 401
-        asked: list[Answer] = []
-        while not asked or asked[-1].status == 202:
-            asked.append(request(port, "GET", path, None, secret))
-        assert len(asked) > 1
-        assert (asked[-1].status, asked[-1].body) == (200, b"awake")
-        head = request(port, "HEAD", path, None, secret)
+        path = f"-results/{told.header('x-openwhisk-activation-id')}"
+        assert request(port, "GET", BASE + path).status == 401
+        assert asked("GET", path).status == 202
+        patient = Patient(f"http://127.0.0.1:{port}{BASE}")
+        answer = patient.answer(told.header("x-openwhisk-activation-id"), **secret)
+        assert (answer.status, answer.body) == (200, b"awake")
+        head = asked("HEAD", path)
         assert (head.status, head.header("content-length"), head.body) == (200, "5", b"")
-        assert request(port, "OPTIONS", path).header("access-control-allow-origin") == "*"
-        assert request(port, "GET", f"{BASE}-results/{NEVER}", None, secret).status == 202
-        assert request(port, "GET", f"{BASE}-results/xyz", None, secret).status == 400
-        assert request(port, "GET", f"{BASE}-result/{NEVER}", None, secret).status == 404
-        called = request(
-            port, "POST", f"{BASE}-results/model/predict", b'{"a": 1}', {**secret, **JSON}
-        )
+        assert request(port, "OPTIONS", BASE + path).header("access-control-allow-origin") == "*"
+        for other, status in ((f"s/{NEVER}", 202), ("s/xyz", 400), (f"/{NEVER}", 404)):
+            assert asked("GET", "-result" + other).status == status
+        called = asked("POST", "-results/model/predict", b'{"a": 1}', **JSON)
         assert (called.status, called.header("retry-after")) == (202, "5")
-        path = f"{BASE}-results/{called.json['activationId']}"
-        while (answer := request(port, "GET", path, None, secret)).status == 202:
-            pass
+        answer = patient.answer(called.json["activationId"], **secret)
         assert (answer.status, answer.json) == (200, {"seen": {"a": 1}})
-        key = {"Authorization": "Basic " + base64.b64encode(KEY.encode()).decode()}
+        key = {"Authorization": "Basic " + base64.b64encode(devserver.KEY.encode()).decode()}
         for other in ("actions/other", "triggers/x", "actions"):
             assert request(port, "POST", devserver.API + other, b"{}", key).status == 404
