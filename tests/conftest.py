@@ -580,7 +580,12 @@ class OpenWhisk:
         return name
 
     def web_action(
-        self, app: str, *lines: str, web: str = "raw", timeout: int = 300, **bound: str
+        self,
+        app: str,
+        *lines: str,
+        web: str = "raw",
+        timeout: int = 300,
+        bound: dict[str, str] | None = None,
     ) -> WebAction:
         """By build.sh and deploy.sh; of another kind, or time limit in seconds, by wsk."""
         model = app.replace("_", "-")
@@ -592,10 +597,10 @@ class OpenWhisk:
             run(ROOT / "deploy.sh", model, USERNAME=self.registry, **settings)
             self.images.add(image)
             self.actions.add(model)
-        if (web, timeout, bound) == ("raw", 300, {}):
+        if (web, timeout, bound) == ("raw", 300, None):
             return self.found(model)
         name = f"{model}-{web}-{timeout}" + "-bound" * bool(bound)
-        return self.update(name, image, web, timeout, **bound)
+        return self.update(name, image, web, timeout, **(bound or {}))
 
     def update(self, action: str, image: str, web: str, timeout: int, **bound: str) -> WebAction:
         options = ["--docker", image, "--web", web, "--timeout", str(1000 * timeout)]

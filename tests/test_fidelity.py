@@ -298,7 +298,7 @@ def web_actions(
         @functools.cache
         def make(web: str, **bound: str) -> WebAction:
             if openwhisk:
-                return openwhisk.web_action("max_app", web=web, **bound)
+                return openwhisk.web_action("max_app", web=web, bound=bound)
             container = request.getfixturevalue("max_app")
             if bound:  # flask-restx keeps the base path of its first request
                 container = running.enter_context(model_container(stack))

@@ -63,7 +63,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif what.startswith("/headers/"):
             count = int(what.rpartition("/")[2])
-            self.answer(b"many", **{f"X_{number}": "1" for number in range(count)})
+            headers: Any = {f"X_{number}": "1" for number in range(count)}
+            self.answer(b"many", **headers)
         elif what == "/moved":
             self.answer(status=302, Location=self.path.partition("?")[2])
         elif what.startswith("/bytes/"):
