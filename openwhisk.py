@@ -57,12 +57,11 @@ BOUND = ("OPENWHISK_PREDICT_PATH", "OPENWHISK_BASE_PATH", "OPENWHISK_RESULT_LIMI
 
 
 def read_settings(source: Any, names: Iterable[str]) -> Dict[str, str]:
-    """Takes them out of the source; an empty one is none. Raises SystemExit with a sentence."""
+    """Takes them out of the source; an empty one is none. Exits with a sentence."""
     found = {name: str(source.pop(name)) for name in names if source.get(name, "") != ""}
     for name, text in found.items():
-        _, pattern, example = SETTINGS[name]
-        if not re.match(pattern + r"\Z", text):
-            sys.exit("%s must be like %s, not %r." % (name, example, text))
+        if not re.match(SETTINGS[name][1] + r"\Z", text):
+            sys.exit("%s must be like %s, not %r." % (name, SETTINGS[name][2], text))
     return found
 
 
@@ -72,13 +71,13 @@ def base_path(settings: Dict[str, str]) -> str:
     if settings["OPENWHISK_BASE_PATH"]:
         return settings["OPENWHISK_BASE_PATH"].rstrip("/")
     action = os.environ.get("__OW_ACTION_NAME", "/guest/action")
-    namespace, *package, name = action.strip("/").split("/")
+    _, namespace, *package, name = action.split("/")
     return "/".join(["/api/v1/web", namespace, *(package or ["default"]), name])
 
 
 # ---- Media types: text, or base64 ----
 
-JSON = "application/json"
+JSON, FORM = "application/json", "application/x-www-form-urlencoded"
 TEXT = {  # recorded in text_media_types.json; all else is base64
     "application/" + name
     for name in """
@@ -101,8 +100,8 @@ TEXT = {  # recorded in text_media_types.json; all else is base64
 BINARY = ("audio/", "font/", "image/", "message/", "multipart/", "video/") + tuple(
     "application/" + name
     for name in """
-    cbor msword octet-stream pdf postscript vnd.google-earth.kmz vnd.ms- vnd.oasis.opendocument.
-    vnd.openxmlformats- x-7z-compressed x-bzip x-gzip x-tar zip
+    msword octet-stream pdf vnd.google-earth.kmz vnd.ms- vnd.oasis.opendocument.
+    vnd.openxmlformats- x-gzip x-tar zip
     """.split()
 )
 
@@ -127,7 +126,7 @@ class MediaType(NamedTuple):
 
     @property
     def for_base64(self) -> str:
-        """The Content-Type with which the controller takes base64; empty if there is none."""
+        """The Content-Type with which base64 is taken; empty if there is none."""
         if "javascript" in self.kind:  # under this name it is no text
             return "text/javascript"
         if self.kind in TEXT and not self.is_json:
@@ -157,11 +156,10 @@ PLACEHOLDER = os.urandom(16).hex()
 def decode_base64(text: bytes) -> bytes:
     if not EVP_DecodeBlock or len(text) < LONG:
         return base64.b64decode(text)
-    size = len(text) // 4 * 3
-    buffer = ctypes.create_string_buffer(size)
-    if EVP_DecodeBlock(buffer, text, len(text)) != size:
+    buffer = ctypes.create_string_buffer(len(text) // 4 * 3)
+    if EVP_DecodeBlock(buffer, text, len(text)) != len(buffer):
         raise ValueError("__ow_body is not base64")
-    return ctypes.string_at(buffer, size - text.count(b"=", -2))
+    return ctypes.string_at(buffer, len(buffer) - text.count(b"=", -2))
 
 
 def parse(data: bytes) -> Any:
@@ -170,13 +168,12 @@ def parse(data: bytes) -> Any:
     begin = data.find(b'"', data.find(b'"__ow_body":') + len('"__ow_body":')) + 1
     body = data[begin : data.find(b'"', begin)]
     if len(body) > LONG and b"\\" not in body:
-        short = data[:begin] + PLACEHOLDER.encode() + data[begin + len(body) :]
-        message = json.loads(short.decode())
+        message = json.loads(data[:begin] + PLACEHOLDER.encode() + data[begin + len(body) :])
         value = message["value"]
         if "__ow_query" in value and value["__ow_body"] == PLACEHOLDER:
             value["__ow_body"] = body
             return message
-    return json.loads(data.decode())
+    return json.loads(data)
 
 
 # ---- The message becomes a WSGI environ ----
@@ -187,11 +184,10 @@ def rebuilt(value: Record, media: MediaType) -> Tuple[str, str]:
     parameters = {
         name: value[name] for name in value if not name.startswith("__ow_") and name not in BOUND
     }
-    is_form = media.kind == "application/x-www-form-urlencoded"
     if "__ow_body" in value:
         body = value["__ow_body"]
         return urlencode(parameters), json.dumps(body) if media.is_json else body
-    if value["__ow_method"] in ("get", "head") or not (media.is_json or is_form):
+    if value["__ow_method"] in ("get", "head") or not (media.is_json or media.kind == FORM):
         return urlencode(parameters), ""
     return "", json.dumps(parameters) if media.is_json else urlencode(parameters)
 
@@ -200,7 +196,7 @@ def query_and_body(value: Record) -> Tuple[str, bytes]:
     """As the caller sent them."""
     media = media_type(value["__ow_headers"].get("content-type", ""))
     if "__ow_query" in value:  # --web raw
-        query, body = value["__ow_query"], value["__ow_body"]
+        query, body = value["__ow_query"], value.pop("__ow_body", "")
         is_base64 = not media.is_text or (media.is_json and media.kind == JSON)
     else:
         query, body = rebuilt(value, media)
@@ -224,7 +220,6 @@ def header_variables(headers: Dict[str, str]) -> Record:
 
 
 def address_variables(headers: Dict[str, str]) -> Record:
-    """Who calls, and at which address."""
     https = headers.get("x-forwarded-proto", "").split(",")[0].strip().lower() == "https"
     host = headers.get("x-forwarded-host", "").split(",")[0].strip()
     host = native(host or headers.get("host") or "localhost")
@@ -249,7 +244,6 @@ def environ_of(value: Record, settings: Record) -> Record:
     headers, method = value["__ow_headers"], value["__ow_method"].upper()
     path = value["__ow_path"] or settings["OPENWHISK_PREDICT_PATH"]
     base, (query, body) = base_path(settings), query_and_body(value)
-    uri = quote(base, "/!$&'()*+,;=:@~") + path + ("?" + query if query else "")
     environ = {
         **header_variables(headers),
         **address_variables(headers),
@@ -257,7 +251,9 @@ def environ_of(value: Record, settings: Record) -> Record:
         "SCRIPT_NAME": native(base),
         "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
         "QUERY_STRING": native(query),
-        "REQUEST_URI": native(uri),
+        "REQUEST_URI": native(
+            quote(base, "/!$&'()*+,;=:@~") + path + ("?" + query if query else "")
+        ),
         "SERVER_PROTOCOL": "HTTP/1.1",
         "wsgi.version": (1, 0),
         "wsgi.input": io.BytesIO(body),
@@ -279,8 +275,6 @@ def environ_of(value: Record, settings: Record) -> Record:
 
 
 class Response(NamedTuple):
-    """An app's answer."""
-
     status: int
     headers: Headers
     body: bytes
@@ -412,8 +406,8 @@ def fit(response: Response, accept_encoding: str, limit: int) -> bytes:
     """The JSON of its result, packed if it is over the limit otherwise and the caller takes gzip;
     else of a failure."""
     data, size = dump_within(limit, response), len(response.body)
-    accept_encoding = accept_encoding[:1000]  # Werkzeug takes seconds for 8000 spaces
-    if not data and size <= MOST * limit and parse_accept_header(accept_encoding)["gzip"]:
+    accepted = parse_accept_header(accept_encoding[:1000])  # 8000 spaces would take seconds
+    if not data and size <= MOST * limit and accepted["gzip"]:
         data = dump_within(limit, packed(response))
     return data or dump(failure(500, TOO_LARGE % (size, limit)))
 
@@ -438,7 +432,8 @@ class Model:
         self.server: Any = None  # that of forward.py
         self.error = ""
         self.settled = threading.Event()  # it is loaded, or has failed
-        self.submit: Any = start_thread
+        self.calls: Any = queue.Queue()
+        self.idle = threading.Semaphore(0)  # threads that wait for a call
 
     def load(self, settings: Record) -> None:
         """In the main thread, as TensorFlow 1 needs it; does not return."""
@@ -478,20 +473,26 @@ class Model:
         if not self.app:
             self.app = application
             if not options.get("threaded"):
-                self.submit = calls.put
+                self.calls, self.idle = calls, threading.Semaphore(sys.maxsize)
             self.settled.set()
         else:
             print("A second app is run, and not served; OPENWHISK_APP names one.", file=sys.stderr)
+        self.take(calls)
+        sys.exit()
+
+    def take(self, calls: Any) -> None:
         while not STOPPING:
             with contextlib.suppress(queue.Empty):
                 answer(*calls.get(timeout=1))
-        sys.exit()
+                self.idle.release()
 
     def respond(self, environ: Record, most: int) -> Response:
-        """Calls the app outside this thread, which is the proxy's request's: in a new one, or in
-        that which ran the app with threaded=False."""
+        """Calls the app outside this thread, which is the proxy's request's: in one of a pool, or
+        in that which ran the app with threaded=False."""
         future: Future[Response] = Future()
-        self.submit((future, self.app, environ, most))
+        if not self.idle.acquire(blocking=False):
+            threading.Thread(target=self.take, args=(self.calls,), daemon=True).start()
+        self.calls.put((future, self.app, environ, most))
         return future.result()
 
     def wait(self, deadline: Any) -> str:
@@ -500,10 +501,6 @@ class Model:
             return "" if self.app else self.error
         faulthandler.dump_traceback(2)
         return self.server.state if self.server else TOO_SLOW
-
-
-def start_thread(arguments: Tuple[Any, ...]) -> None:
-    threading.Thread(target=answer, args=arguments, daemon=True).start()
 
 
 def answer(future: Any, app: WSGIApp, environ: Record, most: int) -> None:
@@ -580,11 +577,11 @@ def activate(model: Model, settings: Record, message: Record) -> bytes:
 def wants_root(value: Record, response: Response) -> bool:
     """Whether a browser at the bare URL has no use for the answer: 404, 405, or a page, whose links
     break there. At the root is Swagger UI."""
-    is_bare = value["__ow_method"] in ("get", "head") and not value["__ow_path"]
-    is_browser = "text/html" in value["__ow_headers"].get("accept", "")
+    if value["__ow_path"] or "text/html" not in value["__ow_headers"].get("accept", ""):
+        return False
     kind = media_type(response.headers.get("Content-Type", "")).kind
     is_useless = (response.status, kind) == (200, "text/html") or response.status in (404, 405)
-    return is_bare and is_browser and is_useless
+    return is_useless and value["__ow_method"] in ("get", "head")
 
 
 # ---- The server ----
@@ -612,7 +609,8 @@ def make_proxy(model: Model, settings: Record) -> flask.Flask:
     @proxy.route("/run", methods=["POST"])
     def run() -> Any:
         try:
-            data = activate(model, settings, parse(flask.request.get_data(cache=False)))
+            stream = flask.request.environ["wsgi.input"]
+            data = activate(model, settings, parse(stream.read(flask.request.content_length)))
         except BaseException:  # whatever the app raises
             traceback.print_exc()  # by no logger, which the model may have configured
             data = dump(failure(500, "The request failed; the log says why."))
@@ -638,8 +636,8 @@ def handle_stops(handler: Any) -> None:
 
 def main() -> None:
     """Listens at once, and loads the model meanwhile."""
-    defaults = {name: default for name, (default, _, _) in SETTINGS.items()}
-    settings = {**defaults, **read_settings(os.environ, SETTINGS)}
+    settings = {name: default for name, (default, _, _) in SETTINGS.items()}
+    settings.update(read_settings(os.environ, SETTINGS))
     model = Model()
     port, proxy = int(settings["OPENWHISK_LISTEN_PORT"]), make_proxy(model, settings)
     server = werkzeug.serving.make_server(
