@@ -57,7 +57,7 @@ read -r -a docker <<<"$DOCKER" # of several words, like "sudo docker"
 "${docker[@]}" info >/dev/null 2>&1 || fail "the engine does not answer: is it started? Try '$DOCKER info'."
 
 work=$(mktemp -d) container=
-remove() { [ -z "$container" ] || "${docker[@]}" rm -f "$container" >/dev/null && container=; }
+remove() { [ -z "$container" ] || { "${docker[@]}" rm -f "$container" >/dev/null 2>&1 || true; } && container=; }
 cleanup() {
     [ -z "$(jobs -p)" ] || kill "$(jobs -p)" || true # the step that a signal has interrupted
     remove
@@ -97,7 +97,6 @@ ask() { # path, value, pattern of a good answer
     done
     grep -q "$3" "$work/context/said"
 }
-
 build() { # sets error, for a failure, and result
     local base=$REGISTRY/$MODEL:$TAG image=$USERNAME/$MODEL file=Dockerfile port=${UPSTREAM_PORT:-} options=()
     local words command name address value each='{{println (json .)}}{{end}}'
@@ -126,13 +125,14 @@ let the server run, FORWARD=1, or make an image whose command is CMD [\"python\"
         options+=(--label "org.opencontainers.image.$name"); done
     { cat "$folder/$file" && echo "CMD [$command]"; } >"$work/context/Dockerfile"
     step "it can't be built or started" "${docker[@]}" build -t "$image" "${options[@]}" "$work/context" || return
-    container=$("${docker[@]}" run -d -p 127.0.0.1::8080 "$image") || return
-    address=http://$("${docker[@]}" port "$container" 8080)
+    container=build-$$ # which a signal may find half made
+    "${docker[@]}" run -d --name "$container" -p 127.0.0.1::8080 "$image" || return
+    address=$("${docker[@]}" port "$container" 8080)
     ask /init '{"env": {"__OW_DEADLINE": "'$(($(date +%s000) + TIMEOUT))'"}}' '"ok"' || return
     value='"__ow_method": "get", "__ow_query": "", "__ow_headers": {}, "__ow_body": "", "__ow_path": "'$CHECK\"
     [ -z "$CHECK" ] || ask /run "{$value}" '^{"statusCode": 200' || return
     remove
-    result="not pushed" && [ "$PUSH" = 1 ] || return 0
+    [ "$PUSH" = 1 ] || { result="not pushed" && return; }
     for name in "$image" ${VERSION:+"$image:$VERSION"}; do
         "${docker[@]}" tag "$image" "$name"
         step "the registry refused it (try 'docker login')" "${docker[@]}" push "$name" || { result='' && return 1; }

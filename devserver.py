@@ -324,7 +324,7 @@ def parse_json(data: bytes) -> Any:
         json.loads(text, parse_constant=refuse)
         content = data.decode(errors="replace")
         return json.loads(content, parse_int=number, parse_float=number)
-    except RecursionError:
+    except RecursionError:  # pragma: no cover, where coverage loses sight
         raise plainly(400, MALFORMED + "JSON input nested too deeply") from None
     except json.JSONDecodeError as error:
         position, line = error.pos, error.lineno

@@ -101,21 +101,23 @@ class Forward:
             time.sleep(0.02)
 
     def is_ready(self) -> bool:
+        state = "The model's server does not listen on port %d." % self.port
         connection = http.client.HTTPConnection("localhost", self.port, timeout=5)
-        self.state = "The model's server does not listen on port %d." % self.port
-        try:
+        failures = contextlib.suppress(OSError, http.client.HTTPException)
+        with contextlib.closing(connection), failures:
             connection.connect()
-            if not self.ready_path:
-                return True
-            self.state = "The model's server does not answer GET %s." % self.ready_path
-            connection.request("GET", self.ready_path)
-            status = connection.getresponse().status
-            self.state = "The model's server answers GET %s with %d." % (self.ready_path, status)
-            return status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+            state = ""
+            if self.ready_path:
+                state = "The model's server does not answer GET %s." % self.ready_path
+                connection.request("GET", self.ready_path)
+                status = connection.getresponse().status
+                state = (
+                    "The model's server answers GET %s with %d." % (self.ready_path, status)
+                    if status != 200
+                    else ""
+                )
+        self.state = state  # at once, as another thread may tell it
+        return not state
 
     def log_end(self) -> None:
         status = self.process.returncode

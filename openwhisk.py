@@ -473,7 +473,7 @@ class Model:
         if not self.app:
             self.app = application
             if not options.get("threaded"):
-                self.calls, self.idle = calls, threading.Semaphore(sys.maxsize)
+                self.calls, self.idle = calls, threading.Semaphore(sys.maxsize)  # no pool
             self.settled.set()
         else:
             print("A second app is run, and not served; OPENWHISK_APP names one.", file=sys.stderr)

@@ -93,6 +93,7 @@ PATHS = {"/a/./b": "/a/b", "/a/..": "/", "/a/%2E%2e/b": "/b", "/../rec/x": "/x",
 PATHS |= {extension + "/x": "/x" for extension in devserver.EXTENSIONS}
 UNEXPECTED = "Unexpected %s at input index %d (line %d, position %d), expected JSON Value:\n%s"
 MALFORMED = {
+    '{"a": NaN}': UNEXPECTED % ("character 'N'", 6, 1, 7, '{"a": NaN}\n      ^\n'),
     "{no}": UNEXPECTED % ("character 'n'", 1, 1, 2, "{no}\n ^\n"),
     "[1": UNEXPECTED % ("end-of-input", 2, 1, 3, "[1\n  ^\n"),
     "[\né\x01": UNEXPECTED % ("character 'Ã'", 2, 2, 1, "é?\n^\n"),

@@ -111,7 +111,8 @@ def test_a_signal_ends_it_in_an_activation(stack: str, tmp_path: Path, threaded:
         activation = pool.submit(process.run, web("/wait"))
         process.until("waiting", process.out)
         assert process.stop() == 0
-        assert isinstance(activation.exception(), ConnectionError)
+        error = activation.exception()
+        assert isinstance(error, ConnectionError) or activation.result() == FAILED
 
 
 def test_init_and_run_set_the_environment_of_child_processes_too(model: Process) -> None:
