@@ -112,7 +112,7 @@ build() { # sets error, for a failure, and result
         error="8080 is OpenWhisk's port: give the server another, UPSTREAM_PORT=8081 and its own setting for that"
         [ "$port" != 8080 ] || return
     elif [ -n "$WSGI_APP" ]; then
-        command='"python", "/openwhisk/openwhisk.py"'
+        command='"python3", "/openwhisk/openwhisk.py"'
     else
         error="the command of $base does not start a script: ${words[*]}. Name the app, WSGI_APP=module:attribute, \
 let the server run, FORWARD=1, or make an image whose command is CMD [\"python\", \"x.py\"]"

@@ -56,7 +56,12 @@ def test_the_help_lists_every_variable_of_a_script(script: str) -> None:
 
 
 def test_the_pages_name_no_other_variable() -> None:
-    known = {*variables_of("build.sh"), *variables_of("deploy.sh"), "UVICORN_ROOT_PATH"}
+    known = {
+        *variables_of("build.sh"),
+        *variables_of("deploy.sh"),
+        "UVICORN_ROOT_PATH",
+        "LLAMA_ARG_PORT",
+    }
     assert set(re.findall(r"\b([A-Z_]{3,})=", README + BEHAVIOUR)) <= known
 
 
