@@ -16,7 +16,7 @@ alive() { # fails, with what the model has said last, unless both processes run
     fail "The model has ended; these are the last lines of its log."
 }
 
-install examples/ocr/requirements.txt
+install examples/ocr/requirements.txt requirements/devserver.txt
 "$python" - "$PORT" <<'END' || fail "Port $PORT is busy or no port: choose another with 'PORT=3234 ./demo.sh'."
 import socket, sys
 with socket.socket() as listener:

@@ -7,24 +7,25 @@ both shared would show nowhere.
 
 from __future__ import annotations
 
-import argparse
 import base64
-import binascii
+import contextlib
 import http.client
 import json
 import os
 import re
-import socket
-import sys
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent import futures
+from fnmatch import fnmatchcase
 from typing import Any, Callable
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urljoin
 
+import click
+import urllib3
+from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 import results
@@ -34,9 +35,8 @@ Reply = tuple[int, Headers, bytes]
 Value = dict[str, Any]
 
 LIMIT = 1_048_576  # bytes of a request's body, and of a result as JSON
-BLOCKING_SECONDS = 60.0  # how long the controller keeps a client waiting
 RETRY_SECONDS = 0.05  # how often the invoker knocks until the container listens
-KEPT = 100  # results of the last activations
+KEPT = 100  # activations, of which the API tells the results
 # Of the user guest on a standalone server, which everybody knows.
 KEY = (
     "23bc46b1-71f6-4ed5-8c54-816aa4f8c502:"
@@ -52,8 +52,7 @@ BODILESS = {*range(100, 200), 204, 205, 304}
 
 NOT_FOUND = "The requested resource does not exist."
 FAILED = "There was an error processing your request."
-UNAUTHORIZED = "Authentication is possible but has failed or not yet been provided."
-NOT_ALLOWED = "HTTP method not allowed, supported methods: " + ", ".join(METHODS)
+MALFORMED = "The request content was malformed:\n"
 NOT_HTTP = "Response is not valid 'message/http'."
 EXITED = "The action did not produce a valid response and exited unexpectedly."
 
@@ -76,26 +75,16 @@ class RefusedError(Exception):
 
     def reply(self, transaction_id: str) -> Reply:
         error = {"code": transaction_id, "error": self.sentence}
-        text = json.dumps(
-            error,
-            ensure_ascii=False,
-            indent=self.indent,
-            separators=(",", ":" if self.indent is None else ": "),
-        )
+        separators = None if self.indent else (",", ":")
+        text = json.dumps(error, ensure_ascii=False, indent=self.indent, separators=separators)
         return self.status, [*self.headers, JSON_TYPE], text.encode()
 
 
-class HttpError(Exception):
+class HttpError(RefusedError):
     """Pekko HTTP answers by itself, in plain text: 400 before the controller, 500 after it."""
 
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
-
-
-def plainly(status: int, sentence: str) -> RefusedError:
-    """A refusal whose JSON is on one line."""
-    return RefusedError(status, sentence, indent=None)
+    def reply(self, transaction_id: str) -> Reply:
+        return self.status, [("Content-Type", "text/plain; charset=UTF-8")], self.sentence.encode()
 
 
 # ---- Media types, as Pekko HTTP understands them ----
@@ -135,32 +124,31 @@ BINARY = tuple(
 )
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 PARAMETER = rf'\s*;\s*({TOKEN})\s*=\s*({TOKEN}|"(?:[^"\\]|\\.)*")'
-MEDIA_TYPE = re.compile(rf"\s*({TOKEN})/({TOKEN})((?:{PARAMETER})*)\s*\Z")
+MEDIA_TYPE = re.compile(rf"\s*({TOKEN}/{TOKEN}|[*])((?:{PARAMETER})*)\s*\Z")
 CHARSETS = {"utf8": "UTF-8", "latin1": "ISO-8859-1", "ascii": "US-ASCII"}
+FORM = "application/x-www-form-urlencoded"
 
 
-def parameters_of(text: str) -> dict[str, str]:
-    return {name.lower(): value for name, value in re.findall(PARAMETER, text)}
+def parse_media(text: str) -> tuple[str, dict[str, str]]:
+    """A media type or a range of them, and its parameters; raises ValueError where it is none."""
+    found = MEDIA_TYPE.match(text)
+    if not found:
+        raise ValueError(f"{text!r} is not a media type")
+    parameters = {name.lower(): value for name, value in re.findall(PARAMETER, found[2])}
+    return ("*/*" if found[1] == "*" else found[1].lower()), parameters
 
 
 class MediaType:
     """A Content-Type; raises ValueError where it is none."""
 
     def __init__(self, content_type: str) -> None:
-        found = MEDIA_TYPE.match(content_type)
-        if not found:
-            raise ValueError(f"{content_type!r} is not a media type")
-        self.kind = f"{found[1]}/{found[2]}".lower()
-        self.parameters = parameters_of(found[3])
+        self.kind, self.parameters = parse_media(content_type)
         charset = self.parameters.pop("charset", "").strip('"')
         is_json = self.kind == "application/json" or self.kind.endswith("+json")
         self.is_json = is_json and not self.parameters
         self.is_text = self.kind in TEXT or (charset != "" and not self.kind.startswith(BINARY))
-        has_fixed = is_json or self.kind in (
-            "application/x-www-form-urlencoded",
-            "text/event-stream",
-        )
-        self.open_charset = self.is_text and not (has_fixed and self.kind in TEXT)
+        is_fixed = self.kind in TEXT and (is_json or self.kind in (FORM, "text/event-stream"))
+        self.open_charset = self.is_text and not is_fixed
         charset = CHARSETS.get(charset.lower(), charset)
         if re.match("utf|iso|us-", charset, re.IGNORECASE):
             charset = charset.upper()
@@ -171,33 +159,20 @@ class MediaType:
         return self.kind + shown + (f"; charset={self.charset}" if self.charset else "")
 
 
-RANGE = re.compile(rf"\s*(?:({TOKEN})/({TOKEN})|[*])((?:{PARAMETER})*)\s*\Z")
-
-
 class Range:
     """One of an Accept or Accept-Charset; raises ValueError where it is none."""
 
     def __init__(self, text: str) -> None:
-        found = RANGE.match(text)
-        if not found:
-            raise ValueError(f"{text!r} is not a media range")
-        self.main, self.sub = (found[1] or "*").lower(), (found[2] or "*").lower()
-        self.parameters = parameters_of(found[3])
+        self.kind, self.parameters = parse_media(text)
         self.quality = float(self.parameters.pop("q", "1"))
 
     def __str__(self) -> str:
         shown = "".join(f"; {name}={text}" for name, text in self.parameters.items())
-        quality = "" if self.quality == 1 else f";q={self.quality}"
-        return f"{self.main}/{self.sub}{shown}{quality}"
+        return self.kind + shown + ("" if self.quality == 1 else f";q={self.quality}")
 
     def matches(self, media: MediaType) -> bool:
-        main, _, sub = media.kind.partition("/")
         others = {name: text for name, text in self.parameters.items() if name != "charset"}
-        return (
-            self.main in ("*", main)
-            and self.sub in ("*", sub)
-            and others.items() <= media.parameters.items()
-        )
+        return fnmatchcase(media.kind, self.kind) and others.items() <= media.parameters.items()
 
 
 def ranges_of(header: str, prefix: str = "") -> list[Range]:
@@ -211,15 +186,18 @@ def ranges_of(header: str, prefix: str = "") -> list[Range]:
 def check_accepted(status: int, content_type: str, headers: dict[str, str]) -> None:
     """Raises RefusedError for a type that the caller does not accept (accept.json)."""
     media = MediaType(content_type)
-    accepted = [(ranges_of(headers.get("accept", "")), media)]
+    wanted = [(ranges_of(headers.get("accept", "")), media)]
     if media.is_text or media.is_json:
         charsets = ranges_of(headers.get("accept-charset", ""), "charset/")
-        accepted.append((charsets, MediaType("charset/utf-8")))
-    for ranges, found in accepted:
+        wanted.append((charsets, MediaType("charset/utf-8")))
+    for ranges, found in wanted:
         qualities = [one.quality for one in ranges if one.matches(found)] or [0]
         if status < 400 and ranges and not all(qualities):
-            words = "Resource representation is only available with these types:\n"
-            raise plainly(406, words + media.kind)
+            raise RefusedError(
+                406,
+                f"Resource representation is only available with these types:\n{media.kind}",
+                indent=None,
+            )
 
 
 # ---- The request becomes a value ----
@@ -230,34 +208,27 @@ QUERY_SAFE = "!$'()*,@:/?"  # and in a query's names and values
 
 def body_of(environ: dict[str, Any]) -> bytes:
     """Raises HttpError and RefusedError."""
-    headers = [(name.lower(), text.strip()) for name, text in environ["devserver.headers"]]
+    headers = environ["devserver.headers"]
     for name in ("Content-Type", "Content-Length"):
         if len({text for known, text in headers if known == name.lower()}) > 1:
             raise HttpError(400, f"HTTP message must not contain more than one {name} header")
-    length = dict(headers).get("content-length")
+    length, is_chunked = dict(headers).get("content-length"), environ.get("wsgi.input_terminated")
+    if length and is_chunked:
+        raise HttpError(400, "A chunked request must not contain a Content-Length header")
     try:
-        if not environ.get("wsgi.input_terminated"):
-            body: bytes = environ["wsgi.input"].read(int(length or 0))
-        elif length:
-            raise HttpError(400, "A chunked request must not contain a Content-Length header")
-        else:
-            body = environ["wsgi.input"].read()
-    except ValueError:
-        raise HttpError(400, "Illegal `Content-Length` header value") from None
-    except OSError:
-        raise HttpError(400, "Illegal character in chunk start") from None
+        body: bytes = environ["wsgi.input"].read(-1 if is_chunked else int(length or 0))
+    except (OSError, ValueError):
+        raise HttpError(400, "Illegal Content-Length or chunk") from None
     if len(body) > LIMIT:
         raise RefusedError(413, f"Request larger than allowed: {len(body)} > {LIMIT} bytes.")
     return body
 
 
 def headers_of(environ: dict[str, Any]) -> dict[str, str]:
-    """By their names in lower case, of each the last. Raises ConnectionResetError for one that is
-    not UTF-8."""
+    """Of each name the last. Raises ConnectionResetError for one that is not UTF-8."""
     try:
         found = {
-            name.lower(): text.strip().encode("latin-1").decode()
-            for name, text in environ["devserver.headers"]
+            name: text.encode("latin-1").decode() for name, text in environ["devserver.headers"]
         }
     except UnicodeDecodeError:
         raise ConnectionResetError from None
@@ -267,25 +238,10 @@ def headers_of(environ: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def collapse_dots(path: str) -> str:
-    """Without the segments . and .. (RFC 3986, 5.2.4), and only those."""
-    kept: list[str] = []
-    segments = path.split("/")
-    for index, segment in enumerate(segments):
-        plain = unquote(segment)
-        if plain == "..":
-            del kept[max(len(kept) - 1, 1) :]
-        if plain not in (".", ".."):
-            kept.append(segment)
-        elif index == len(segments) - 1:
-            kept.append("")
-    return "/".join(kept)
-
-
 def parse_query(query: str) -> list[tuple[str, str | None]]:
     """Names and values, None for a name without =. Raises RefusedError for a broken escape."""
     if re.search("%(?![0-9A-Fa-f]{2})", query):
-        raise plainly(400, "Illegal query: Invalid input, expected HEXDIG")
+        raise RefusedError(400, "Illegal query: Invalid input, expected HEXDIG", indent=None)
     pairs = [part.replace("+", " ").partition("=") for part in query.split("&")] if query else []
     return [(unquote(name), unquote(text) if equals else None) for name, equals, text in pairs]
 
@@ -298,21 +254,6 @@ def render_query(pairs: list[tuple[str, str | None]]) -> str:
     return "&".join("=".join(pair) for pair in quoted)
 
 
-MALFORMED = "The request content was malformed:\n"
-
-
-def number(text: str) -> float:
-    """Of JSON. Raises RefusedError for a long one, as spray-json does."""
-    if len(text) > 100:
-        raise plainly(
-            400,
-            f"{MALFORMED}Number too long:The number starting with '{text[:20]}' had {len(text)} "
-            "characters which is more than the allowed limit maxNumberCharacters = 100. If this is "
-            "legit input consider increasing the limit.",
-        )
-    return int(text) if re.fullmatch("-?[0-9]+", text) else float(text)
-
-
 def parse_json(data: bytes) -> Any:
     """Raises RefusedError with spray-json's words for what is malformed."""
     text = data.decode("latin-1")  # positions count bytes
@@ -322,32 +263,32 @@ def parse_json(data: bytes) -> Any:
 
     try:
         json.loads(text, parse_constant=refuse)
-        content = data.decode(errors="replace")
-        return json.loads(content, parse_int=number, parse_float=number)
+        return json.loads(data.decode(errors="replace"))
     except RecursionError:  # pragma: no cover, where coverage loses sight
-        raise plainly(400, MALFORMED + "JSON input nested too deeply") from None
+        raise RefusedError(400, MALFORMED + "JSON input nested too deeply", indent=None) from None
     except json.JSONDecodeError as error:
         position, line = error.pos, error.lineno
     found = text[position : position + 1]
     shown = found if found.isprintable() else f"\\u{ord(found):04x}"
     unexpected = f"character '{shown}'" if found else "end-of-input"
     start = text.rfind("\n", 0, position) + 1
-    rest = re.findall(
-        b"[\xc0-\xdf].?|[\xe0-\xef].{0,2}|[\xf0-\xf7].{0,3}|.", data[start:].split(b"\n")[0]
-    )
     column = position - start
-    raise plainly(
+    raise RefusedError(
         400,
         f"{MALFORMED}Unexpected {unexpected} at input index {position} (line {line}, "
-        f"position {column + 1}), expected JSON Value:\n{''.join(map(printable, rest))}\n"
+        f"position {column + 1}), expected JSON Value:\n{printable(data[start:])}\n"
         f"{' ' * column}^\n",
+        indent=None,
     )
 
 
-def printable(sequence: bytes) -> str:
-    """One character of a line as spray-json shows it."""
-    character = sequence.decode(errors="replace")[:1]
-    return "?" if re.match(r"[\0-\x1f\x7f-\x9f]", character) else character
+def printable(data: bytes) -> str:
+    """Its first line as spray-json shows it: a character for each that it takes for UTF-8."""
+    sequences = re.findall(
+        b"[\xc0-\xdf].?|[\xe0-\xef].{0,2}|[\xf0-\xf7].{0,3}|.", data.split(b"\n")[0]
+    )
+    shown = "".join(sequence.decode(errors="replace")[:1] for sequence in sequences)
+    return re.sub(r"[\0-\x1f\x7f-\x9f]", "?", shown)
 
 
 def carried(media: MediaType, body: bytes) -> str:
@@ -382,20 +323,16 @@ def value_of(
     value: Value = {"__ow_method": method.lower(), "__ow_headers": headers, "__ow_path": path}
     pairs = parse_query(query)
     if raw:
-        content = carried(media, body) if media else ""
-        return {**value, "__ow_query": render_query(pairs), "__ow_body": content, **bound}
-    parameters: Value = {name: text or "" for name, text in pairs}
-    if media and media.kind == "application/x-www-form-urlencoded":
-        form = parse_query(body.decode(errors="replace"))
-        parameters.update((name, text or "") for name, text in form)
-    elif media and media.is_json:
-        content = parse_json(body) if body else {}
-        if isinstance(content, dict):
-            parameters.update(content)
-        else:
-            value["__ow_body"] = content
-    elif media:
+        value["__ow_body"] = carried(media, body) if media else ""
+        return {**value, "__ow_query": render_query(pairs), **bound}
+    content: Any = parse_json(body) if body and media and media.is_json else {}
+    if media and media.kind == FORM:
+        pairs += parse_query(body.decode(errors="replace"))
+    elif media and not media.is_json:
         value["__ow_body"] = carried(media, body)
+    elif not isinstance(content, dict):
+        value["__ow_body"], content = content, {}
+    parameters: Value = {**{name: text or "" for name, text in pairs}, **content}
     if (RESERVED | set(bound)) & set(parameters):
         raise RefusedError(
             400, "Request defines parameters that are not allowed (e.g., reserved properties)."
@@ -434,17 +371,18 @@ def texts_of(value: Any) -> list[str]:
 
 def bytes_of(body: Any, media: MediaType) -> bytes:
     """Raises RefusedError where the body is not as its type demands."""
-    mismatch = RefusedError(400, "Response type in header did not match generated content type.")
     if not isinstance(body, str):
         if not media.is_json:
-            raise mismatch
+            raise RefusedError(400, "Response type in header did not match generated content type.")
         return pretty(body).encode()
     if media.is_text and not (media.is_json and LOOKS_BASE64.match(body)):
         return body.encode("utf-8", "replace")
     try:
         return base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        raise mismatch from None
+    except ValueError:
+        raise RefusedError(
+            400, "Response type in header did not match generated content type."
+        ) from None
 
 
 def result_as_http(result: Any) -> Reply:
@@ -477,186 +415,137 @@ def result_as_http(result: Any) -> Reply:
     return status, [*kept, ("Content-Type", str(media))], data
 
 
-EXTENSIONS = (".http", ".json", ".html", ".svg", ".text")  # the last four change only other results
-
-
 # ---- The invoker ----
 
 
 class Invoker:
-    """Of one container, and what is kept of its activations."""
+    """Sends messages to one container, and keeps what the last ones came to."""
 
-    def __init__(self, container: str, path: str, timeout: float, concurrency: int) -> None:
-        """The path is the action's: guest/ocr. Raises ValueError for what is no container's URL."""
-        address = re.fullmatch("http://([^/:@]+)(?::([0-9]{1,5}))?/?", container)
-        if not address:
-            raise ValueError(f"{container!r} is no container's URL, like http://127.0.0.1:8080.")
-        self.container, self.address = container, (address[1], int(address[2] or 80))
-        self.path, self.timeout = path, timeout
-        self.records: dict[str, Value] = {}  # of the last activations, by their id
-        self.free = threading.BoundedSemaphore(concurrency)  # a real one starts more containers
+    def __init__(self, container: str, action: str, timeout: float) -> None:
+        """The action is guest/ocr, its time limit in seconds."""
+        self.container, self.action, self.timeout = container.rstrip("/"), action, timeout
+        self.one_at_a_time = threading.Lock()  # a real one starts more containers
+        self.activations = deque[tuple[str, tuple[str, futures.Future[Value]]]](maxlen=KEPT)
 
-    def activation(self) -> dict[str, str]:
-        """The fields of a message beside its value."""
+    def message(self) -> Value:
+        """Of POST /run, but for the value."""
         return {
-            "action_name": "/" + self.path,
+            "action_name": "/" + self.action,
             "action_version": "0.0.1",
             "activation_id": uuid.uuid4().hex,
             "deadline": str(int((time.time() + self.timeout) * 1000)),
-            "namespace": self.path.partition("/")[0],
+            "namespace": "guest",
             "transaction_id": uuid.uuid4().hex,
         }
 
     def init(self) -> None:
-        """POST /init, again and again until the container listens. Raises ConnectionError with a
-        sentence."""
-        env = {"__OW_" + name.upper(): text for name, text in self.activation().items()}
+        """POST /init. Raises ConnectionError with a sentence."""
+        env = {"__OW_" + name.upper(): text for name, text in self.message().items()}
         env["__OW_API_HOST"] = "127.0.0.1"
-        name = self.path.rpartition("/")[2]
-        message = {"value": {"name": name, "binary": False, "main": "main", "env": env}}
-        deadline = time.monotonic() + self.timeout
-        while True:
-            left = deadline - time.monotonic()
-            try:
-                status, _, data = self.post("/init", message, max(left, RETRY_SECONDS))
-                break
-            except (BrokenPipeError, ConnectionRefusedError, ConnectionResetError):
-                # A port that Docker publishes resets at first.
-                if left <= 0:
-                    raise ConnectionError(
-                        f"No container listens at {self.container}: start it first."
-                    ) from None
-                time.sleep(RETRY_SECONDS)
-            except OSError as error:
-                raise ConnectionError(
-                    f"The container at {self.container} did not answer POST /init: {error}."
-                ) from None
-        if status != 200:
+        value = {
+            "name": self.action.rpartition("/")[2],
+            "binary": False,
+            "main": "main",
+            "env": env,
+        }
+        try:
+            response = self.post("/init", {"value": value})
+        except HTTPError as error:
+            raise ConnectionError(
+                f"No container answers at {self.container}: start it first ({error})."
+            ) from None
+        if response.status != 200:
             raise ConnectionError(
                 f"The container at {self.container} failed to initialize: "
-                + data.decode(errors="replace")
+                + response.data.decode(errors="replace")
             )
 
-    def post(self, path: str, message: Value, seconds: float) -> tuple[int, bool, bytes]:
-        """Status, whether there was a Content-Length, and body. Raises OSError, also after the
-        seconds."""
-        connection = http.client.HTTPConnection(*self.address, timeout=seconds)
-        body = json.dumps(message, separators=(",", ":"))
-        try:
-            connection.request("POST", path, body, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            sized = response.getheader("Content-Length") is not None
-            return response.status, sized, response.read()
-        except http.client.RemoteDisconnected:
-            raise
-        except http.client.HTTPException as error:
-            raise ConnectionError(str(error)) from error
-        finally:
-            connection.close()
+    def run(self, message: Value) -> Value:
+        """The result of POST /run. Raises RefusedError."""
+        with self.one_at_a_time, contextlib.suppress(HTTPError, ValueError):
+            response = self.post("/run", message)
+            if len(response.data) > LIMIT:
+                return {
+                    "error": "The action produced a response that exceeded the allowed length: "
+                    f"{len(response.data)} > {LIMIT} bytes."
+                }
+            is_result = response.status == 200 and "Content-Length" in response.headers
+            result = json.loads(response.data, parse_constant=int) if is_result else None
+            if isinstance(result, list):
+                raise HttpError(500, "There was an internal server error.")
+            if isinstance(result, dict):
+                return result
+        raise RefusedError(400, FAILED)
 
-    def start(self, value: Value) -> tuple[str, Future[Any]]:
-        """An activation's id, and its result; in a thread that keeps nobody from ending this
-        process."""
-        activation, future = self.activation(), Future[Any]()
+    def post(self, path: str, message: Value) -> urllib3.BaseHTTPResponse:
+        """Tries again while nobody listens, or the connection is dropped, as a port that Docker
+        publishes does at first. Raises HTTPError, also after the time limit."""
+        body, url = json.dumps(message, separators=(",", ":")), self.container + path
+        deadline = time.monotonic() + self.timeout
+        while True:
+            left = max(deadline - time.monotonic(), RETRY_SECONDS)
+            try:
+                return urllib3.request(
+                    "POST", url, body=body, headers=dict([JSON_TYPE]), timeout=left, retries=False
+                )
+            except (NewConnectionError, ProtocolError):
+                if left <= RETRY_SECONDS:
+                    raise
+            time.sleep(RETRY_SECONDS)
+
+    def start(
+        self, value: Value, run: Callable[[Value], Value], suffix: str = ""
+    ) -> tuple[str, futures.Future[Value]]:
+        """An activation's id, and what `run` gives for its message, in a thread that keeps nobody
+        from ending this process. The suffix is that of the action's name."""
+        message, future = {**self.message(), "value": value}, futures.Future[Value]()
 
         def activate() -> None:
             try:
-                future.set_result(self.activate({**activation, "value": value}))
+                future.set_result(run(message))
             except Exception as error:
                 future.set_exception(error)
 
+        self.activations.append((message["activation_id"], (self.action + suffix, future)))
         threading.Thread(target=activate, daemon=True).start()
-        return activation["activation_id"], future
+        return message["activation_id"], future
 
-    def activate(self, message: Value) -> Any:
-        """The result, of which a record is kept. Raises RefusedError."""
-        started = time.time()
-        status, result = "action developer error", {"error": EXITED}
-        try:
-            result = self.run(message)
+    def record(self, activation_id: str) -> Value:
+        """As in activations.json, what results.py reads of it; empty while it runs, and for one
+        that is not known."""
+        action, future = dict(self.activations).get(activation_id, ("", futures.Future[Value]()))
+        if not future.done():
+            return {}
+        result, status = {"error": EXITED}, "action developer error"
+        if not future.exception():
+            result = future.result()
             status = "application error" if "error" in result else "success"
-            return result
-        finally:
-            self.keep(message, started, {"result": result, "status": status})
-
-    def run(self, message: Value) -> Any:
-        """POST /run, again while nothing answers. Raises RefusedError."""
-        deadline = time.monotonic() + self.timeout
-        while True:
-            left = deadline - time.monotonic()
-            try:
-                if not self.free.acquire(timeout=max(left, 0)):
-                    raise socket.timeout
-                try:
-                    status, sized, data = self.post("/run", message, max(left, RETRY_SECONDS))
-                finally:
-                    self.free.release()
-                break
-            except OSError as error:
-                if left <= RETRY_SECONDS or isinstance(error, socket.timeout):
-                    raise RefusedError(400, FAILED) from None
-                time.sleep(RETRY_SECONDS)
-        if len(data) > LIMIT:
-            sentence = "The action produced a response that exceeded the allowed length: "
-            return {"error": f"{sentence}{len(data)} > {LIMIT} bytes."}
-        try:
-            result = json.loads(data, parse_constant=int) if status == 200 and sized else None
-        except ValueError:
-            result = None
-        if isinstance(result, list):
-            raise HttpError(500, "There was an internal server error.")
-        if not isinstance(result, dict):
-            raise RefusedError(400, FAILED)
-        return result
-
-    def keep(self, message: Value, started: float, response: Value) -> None:
-        """The activation's record, as in activations.json."""
-        ended = time.time()
-        size = len(json.dumps(response["result"], ensure_ascii=False).encode("utf-8", "replace"))
-        response.update(size=size, success=response["status"] == "success")
-        self.records[message["activation_id"]] = {
-            "activationId": message["activation_id"],
-            "annotations": [
-                {"key": "path", "value": self.path},
-                {"key": "kind", "value": "blackbox"},
-                {"key": "timeout", "value": ended - started > self.timeout},
-            ],
-            "duration": int((ended - started) * 1000),
-            "end": int(ended * 1000),
-            "logs": [],  # the container's terminal has them
-            "name": self.path.rpartition("/")[2],
-            "namespace": message["namespace"],
-            "publish": False,
-            "response": response,
-            "start": int(started * 1000),
-            "subject": message["namespace"],
-            "version": message["action_version"],
+        return {
+            "activationId": activation_id,
+            "annotations": [{"key": "path", "value": action}],
+            "name": action.rpartition("/")[2],
+            "namespace": "guest",
+            "response": {"result": result, "status": status, "success": status == "success"},
         }
-        while len(self.records) > KEPT:
-            self.records.pop(next(iter(self.records)), None)
 
 
 # ---- The controller ----
 
-ENVIRONMENT = threading.Lock()  # of results.py, which is this process's
-
 
 class Handler(WSGIRequestHandler):
-    """Hands the request over as it came: the whole target, and each header by itself."""
+    """Hands over each header by itself."""
 
     def make_environ(self) -> dict[str, Any]:
-        headers = self.headers.items()
-        return {
-            **super().make_environ(),
-            "devserver.target": self.path,
-            "devserver.headers": headers,
-        }
+        headers = [(name.lower(), text.strip()) for name, text in self.headers.items()]
+        return {**super().make_environ(), "devserver.headers": headers}
 
     def connection_dropped(self, error: BaseException, environ: Any = None) -> None:
         self.close_connection = True
 
-    def log(self, type: str, message: str, *args: Any) -> None:
-        pass
+
+def run_results(message: Value) -> Value:
+    """The result of results.py, which asks the API that the environment names."""
+    return results.main(message["value"])
 
 
 class WebAction:
@@ -665,23 +554,24 @@ class WebAction:
     def __init__(
         self,
         container: str,
-        *,
-        raw: bool = True,
-        namespace: str = "guest",
-        package: str = "default",
         action: str = "rec",
+        *,
+        web: str = "raw",
         timeout: float = 60,
-        concurrency: int = 1,
-        wait: float = BLOCKING_SECONDS,
+        wait: float = 60,
         secret: str = "",
         parameters: dict[str, str] | None = None,
         keeps_results: bool = False,
     ) -> None:
-        self.path = f"/api/v1/web/{namespace}/{package}/{action}"
-        self.own_name = action if package == "default" else f"{package}/{action}"
-        self.invoker = Invoker(container, f"{namespace}/{self.own_name}", timeout, concurrency)
-        self.raw, self.wait, self.secret = raw, wait, secret
-        self.action, self.parameters, self.keeps_results = action, parameters or {}, keeps_results
+        """The action is ocr, or models/ocr in a package. It may take `timeout` seconds; a client
+        waits for `wait` seconds."""
+        self.path = "/api/v1/web/guest/" + (action if "/" in action else "default/" + action)
+        suffix = "(|-results)" if keeps_results else "()"
+        extension = "(?:[.](?:http|json|html|svg|text))?"  # the last four change other results
+        self.url = re.compile(re.escape(self.path) + suffix + extension + "(/.*)?")
+        self.invoker = Invoker(container, "guest/" + action, timeout)
+        self.action, self.web, self.wait, self.secret = action, web, wait, secret
+        self.parameters = parameters or {}
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
@@ -691,9 +581,6 @@ class WebAction:
             status, headers, body = self.respond(environ)
         except RefusedError as refused:
             status, headers, body = refused.reply(transaction_id)
-        except HttpError as error:
-            headers = [("Content-Type", "text/plain; charset=UTF-8")]
-            status, body = error.status, str(error).encode()
         headers.append(("X-Request-ID", transaction_id))
         if status not in BODILESS:
             headers.append(("Content-Length", str(len(body))))
@@ -701,15 +588,23 @@ class WebAction:
         return [] if environ["REQUEST_METHOD"] == "HEAD" or status in BODILESS else [body]
 
     def respond(self, environ: dict[str, Any]) -> Reply:
-        """What the controller does from a request to its response. Raises RefusedError, HttpError
-        and ConnectionResetError."""
+        """What the controller does from a request to its response. Raises RefusedError and
+        ConnectionResetError."""
         method = environ["REQUEST_METHOD"]
         if method not in METHODS:
-            raise plainly(405, NOT_ALLOWED)
-        path, _, query = environ["devserver.target"].partition("?")
+            raise RefusedError(
+                405,
+                "HTTP method not allowed, supported methods: " + ", ".join(METHODS),
+                indent=None,
+            )
+        path, _, query = environ["RAW_URI"].partition("?")
         if path.startswith(API):
             return self.api(path[len(API) :], environ)
-        action, rest = self.match(collapse_dots(path))
+        # Segments . and .. go, however they are written (RFC 3986, 5.2.4).
+        url = self.url.fullmatch(urljoin("/", re.sub("%2e", ".", path, flags=re.IGNORECASE)))
+        if not url:
+            raise RefusedError(404, NOT_FOUND)
+        rest = "/".join(quote(unquote(part), SEGMENT_SAFE) for part in (url[2] or "").split("/"))
         body, headers = body_of(environ), headers_of(environ)
         cors = [
             ("Access-Control-Allow-Origin", "*"),
@@ -722,143 +617,83 @@ class WebAction:
         if method == "OPTIONS":
             return 200, cors, b""
         if self.secret not in ("", headers.get("x-require-whisk-auth")):
-            raise RefusedError(401, UNAUTHORIZED, cors)
-        if action == self.path:
-            value = value_of(method, headers, rest, query, body, self.raw, self.parameters)
-            activation_id, future = self.invoker.start(value)
-        else:
-            value = value_of(method, headers, rest, query, body, True, {"MODEL": self.action})
-            activation_id, future = self.read_results(value, environ["SERVER_PORT"])
+            raise RefusedError(
+                401, "Authentication is possible but has failed or not yet been provided.", cors
+            )
+        run, is_raw, bound = self.invoker.run, self.web == "raw", self.parameters
+        if url[1]:
+            run, is_raw, bound = run_results, True, {"MODEL": self.action.rpartition("/")[2]}
+        value = value_of(method, headers, rest, query, body, is_raw, bound)
+        activation_id, future = self.invoker.start(value, run, url[1])
         cors.append(("x-openwhisk-activation-id", activation_id))
+        return self.answer(future, headers, cors)
+
+    def answer(
+        self, future: futures.Future[Value], headers: dict[str, str], cors: Headers
+    ) -> Reply:
+        """What a client who waits is told. Raises RefusedError."""
         try:
             result = future.result(self.wait)
             status, own_headers, content = result_as_http(result.get("error", result))
-        except FutureTimeoutError:
+        except futures.TimeoutError:
             check_accepted(202, "application/json", headers)
             raise RefusedError(202, "Response not yet ready.", cors) from None
         except RefusedError as refused:
-            raise RefusedError(refused.status, refused.sentence, cors) from None
+            refused.headers = cors
+            raise
         if content:
             check_accepted(status, dict(own_headers)["Content-Type"], headers)
         if status in BODILESS:
             own_headers = [pair for pair in own_headers if pair[0] != "Content-Type"]
         return status, cors + own_headers, content
 
-    def match(self, path: str) -> tuple[str, str]:
-        """The path of an action's URL, and the rest behind its extension. Raises RefusedError for
-        other URLs."""
-        for action in (self.path, self.path + "-results")[: 1 + self.keeps_results]:
-            for extension in ("", *EXTENSIONS):
-                if (unquote(path) + "/").startswith(action + extension + "/"):
-                    segments = path.split("/")[len(self.path.split("/")) :]
-                    rest = ["/" + quote(unquote(part), safe=SEGMENT_SAFE) for part in segments]
-                    return action, "".join(rest)
-        raise RefusedError(404, NOT_FOUND)
-
-    def read_results(self, value: Value, port: str) -> tuple[str, Future[Any]]:
-        """An activation of results.py, which asks this server's API."""
-        future = Future[Any]()
-        with ENVIRONMENT:
-            os.environ["__OW_ACTION_NAME"] = f"/{self.invoker.path}-results"
-            os.environ["__OW_API_HOST"] = f"http://127.0.0.1:{port}"
-            os.environ["__OW_API_KEY"] = KEY
-            future.set_result(results.main(value))
-        return uuid.uuid4().hex, future
-
     def api(self, path: str, environ: dict[str, Any]) -> Reply:
         """The parts of OpenWhisk's that results.py asks: activations, and the action's invocation
         without waiting. Raises RefusedError."""
-        authorization = environ.get("HTTP_AUTHORIZATION")
-        if not authorization:
-            sentence = (
-                "The resource requires authentication, which was not supplied with the request"
+        key = environ.get("HTTP_AUTHORIZATION")
+        if key != "Basic " + base64.b64encode(KEY.encode()).decode():
+            raise RefusedError(
+                401,
+                "The supplied authentication is invalid"
+                if key
+                else "The resource requires authentication, which was not supplied "
+                "with the request",
             )
-            raise RefusedError(401, sentence)
-        if authorization != "Basic " + base64.b64encode(KEY.encode()).decode():
-            raise RefusedError(401, "The supplied authentication is invalid")
-        kind, _, name = path.partition("/")
-        if environ["REQUEST_METHOD"] == "POST" and [kind, name] == ["actions", self.own_name]:
+        if environ["REQUEST_METHOD"] == "POST" and path == "actions/" + self.action:
             value = {**json.loads(body_of(environ)), **self.parameters}
-            activation_id, _ = self.invoker.start(value)
-            return 202, [JSON_TYPE], json.dumps({"activationId": activation_id}).encode()
-        activation_id, _, part = name.partition("/")
+            told = {"activationId": self.invoker.start(value, self.invoker.run)[0]}
+            return 202, [JSON_TYPE], json.dumps(told).encode()
+        kind, activation_id, part = [*path.split("/", 2), "", ""][:3]
         length = len(unquote(activation_id))
         if kind == "activations" and length != 32:
             raise RefusedError(400, f"Activation id length is {length} but must be 32.")
-        record = self.invoker.records.get(activation_id, {})
-        logs = {"logs": record.get("logs")}
-        found = {"": record, "result": record.get("response"), "logs": record and logs}.get(part)
-        if kind != "activations" or not found:
+        record = self.invoker.record(activation_id)
+        if part or not record:
             raise RefusedError(404, NOT_FOUND)
-        return 200, [JSON_TYPE], json.dumps(found).encode()
+        return 200, [JSON_TYPE], json.dumps(record).encode()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add(
-        "container",
-        metavar="CONTAINER_URL",
-        help="where openwhisk.py listens, like http://127.0.0.1:8080",
-    )
-    add("--port", type=int, default=3233, help="of this server (default: %(default)s)")
-    add(
-        "--web",
-        choices=("raw", "true"),
-        default="raw",
-        help="as of 'wsk action update' (default: %(default)s)",
-    )
-    add("--namespace", default="guest", help="(default: %(default)s)")
-    add("--package", default="default", help="(default: %(default)s)")
-    add("--action", default="max-ocr", help="the action's name (default: %(default)s)")
-    add(
-        "--timeout",
-        type=float,
-        default=60,
-        help="the action's time limit in seconds (default: %(default)s)",
-    )
-    add(
-        "--concurrency",
-        type=int,
-        default=1,
-        help="activations at once in the container (default: %(default)s)",
-    )
-    add(
-        "--wait",
-        type=float,
-        default=BLOCKING_SECONDS,
-        help="seconds that a client waits (default: %(default)s)",
-    )
-    add(
-        "--results", action="store_true", help="the action ACTION-results too, as RESULTS=1 deploys"
-    )
-    add("--secret", default="", help="as of 'wsk action update --web-secure'")
-    add(
-        "--param",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="bound to the action; may be repeated",
-    )
-    options = vars(parser.parse_args())
-    port, web, keeps_results = (options.pop(name) for name in ("port", "web", "results"))
-    parameters = dict(options.pop("param"))
-    if not 0 < port < 65536:
-        parser.error("--port must be from 1 to 65535.")
-    if options["concurrency"] < 1:
-        parser.error("--concurrency must be 1 or more.")
+@click.command(help=__doc__, context_settings={"show_default": True})
+@click.argument("container", metavar="CONTAINER_URL")
+@click.option("--port", type=click.IntRange(1, 65535), default=3233, help="Of this server.")
+@click.option("--action", default="max-ocr", help="Its name, in a package: models/max-ocr.")
+@click.option("--web", type=click.Choice(["raw", "true"]), default="raw", help="As wsk's.")
+@click.option("--timeout", default=60.0, help="The action's time limit in seconds.")
+@click.option("--wait", default=60.0, help="Seconds that a client waits.")
+@click.option("--secret", default="", help="That clients have to send: wsk's --web-secure.")
+@click.option("--param", type=(str, str), multiple=True, metavar="NAME VALUE", help="Bound.")
+@click.option("--results", "keeps_results", is_flag=True, help="Serves ACTION-results, too.")
+def main(container: str, port: int, param: list[tuple[str, str]], **options: Any) -> None:
     try:
-        action = WebAction(
-            **options, raw=web == "raw", parameters=parameters, keeps_results=keeps_results
-        )
+        action = WebAction(container, parameters=dict(param), **options)
         server = make_server("127.0.0.1", port, action, threaded=True, request_handler=Handler)
         action.invoker.init()
-    except (OSError, OverflowError, ValueError) as error:
-        sys.exit(str(error))
-    print(f"http://127.0.0.1:{port}{action.path}", flush=True)
+    except OSError as error:
+        raise click.ClickException(str(error)) from None
+    url = f"http://127.0.0.1:{port}"
+    os.environ["__OW_ACTION_NAME"] = f"/{action.invoker.action}-results"
+    os.environ.update(__OW_API_HOST=url, __OW_API_KEY=KEY)
+    click.echo(url + action.path)
     server.serve_forever()
 
 

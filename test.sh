@@ -36,7 +36,7 @@ case ${1:-} in
 esac
 [ ${#missing[@]} = 0 ] || export MISSING_STACKS="${missing[*]}"
 
-install examples/ocr/requirements.txt requirements/test.txt
+install examples/ocr/requirements.txt requirements/devserver.txt requirements/test.txt
 in_the_background checks sh -c ".venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy ." &
 jobs+=($!)
 if [ "${1:-}" = --all ]; then

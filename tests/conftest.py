@@ -245,7 +245,6 @@ class Process:
         self, *command: str, cwd: Path, port: int = 0, env: dict[str, str] | None = None
     ) -> None:
         self.port = port
-        # devserver.py sets some of these in this process, for results.py
         inherited = {name: os.environ[name] for name in os.environ if name[:5] != "__OW_"}
         fixed = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
         self.popen = subprocess.Popen(
@@ -545,7 +544,7 @@ def serving(handler: Any) -> Iterator[ThreadingHTTPServer]:
 def web_action(container_port: int, web: str = "raw", **options: Any) -> Iterator[int]:
     """devserver.py before the container, in this process; gives its port."""
     timeout = options.pop("timeout", 60.0)
-    action = devserver.WebAction(f"http://127.0.0.1:{container_port}", raw=web == "raw", **options)
+    action = devserver.WebAction(f"http://127.0.0.1:{container_port}", web=web, **options)
     action.invoker.init()
     action.invoker.timeout = timeout  # from now on, so that a busy machine's /init is in time
     server = make_server("127.0.0.1", 0, action, threaded=True, request_handler=devserver.Handler)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import re
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from conftest import BASE, ROOT, Answer, Process, free_port, request, running, serving, web_action
 
 import devserver
@@ -23,6 +22,7 @@ ID, JSON = "x-openwhisk-activation-id", {"Content-Type": "application/json"}
 KEY = {"Authorization": "Basic " + base64.b64encode(devserver.KEY.encode()).decode()}
 ACTIVATIONS = json.loads((ROOT / "tests/recordings/activations.json").read_text())
 RECORDED = {recorded["name"]: recorded for recorded in ACTIVATIONS}
+UNAUTHORIZED = "Authentication is possible but has failed or not yet been provided."
 Own = type["Container"]
 
 
@@ -74,7 +74,7 @@ def error_of(answer: Answer) -> str:
 
 
 REFUSED = {  # method, path, headers: status, and words of the body
-    f"TRACE {BASE}": (405, devserver.NOT_ALLOWED),
+    f"TRACE {BASE}": (405, "HTTP method not allowed, supported methods: GET, DELETE, POST, PUT, "),
     f"GET {BASE}x": (404, devserver.NOT_FOUND),
     f"GET {BASE}-results": (404, devserver.NOT_FOUND),
     f"GET {BASE}/a/../../x": (404, devserver.NOT_FOUND),
@@ -82,15 +82,15 @@ REFUSED = {  # method, path, headers: status, and words of the body
     f"GET {BASE}?a=%zz": (400, "Illegal query: Invalid input, expected HEXDIG"),
     f"POST {BASE} Content-Type:a/b Content-Type:a/c": (400, "more than one Content-Type header"),
     f"POST {BASE} Content-Length:1 Content-Length:2": (400, "more than one Content-Length header"),
-    f"POST {BASE} Content-Length:x": (400, "Illegal `Content-Length` header value"),
+    f"POST {BASE} Content-Length:x": (400, "Illegal Content-Length or chunk"),
     f"POST {BASE} Content-Length:4 Transfer-Encoding:chunked": (
         400,
         "not contain a Content-Length",
     ),
-    f"POST {BASE} Transfer-Encoding:chunked": (400, "Illegal character in chunk start"),
+    f"POST {BASE} Transfer-Encoding:chunked": (400, "Illegal Content-Length or chunk"),
 }
 PATHS = {"/a/./b": "/a/b", "/a/..": "/", "/a/%2E%2e/b": "/b", "/../rec/x": "/x", "/...": "/..."}
-PATHS |= {extension + "/x": "/x" for extension in devserver.EXTENSIONS}
+PATHS |= {extension + "/x": "/x" for extension in (".http", ".json", ".html", ".svg", ".text")}
 UNEXPECTED = "Unexpected %s at input index %d (line %d, position %d), expected JSON Value:\n%s"
 MALFORMED = {
     '{"a": NaN}': UNEXPECTED % ("character 'N'", 6, 1, 7, '{"a": NaN}\n      ^\n'),
@@ -98,19 +98,17 @@ MALFORMED = {
     "[1": UNEXPECTED % ("end-of-input", 2, 1, 3, "[1\n  ^\n"),
     "[\né\x01": UNEXPECTED % ("character 'Ã'", 2, 2, 1, "é?\n^\n"),
     '"\x01"': UNEXPECTED % ("character '\\u0001'", 1, 1, 2, '"?"\n ^\n'),
-    "1" * 101: "Number too long:The number starting with '11111111111111111111' had 101 ",
     "[" * 99_999: "JSON input nested too deeply",
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_request_is_refused(case: str, action: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_request_is_refused(case: str, action: int) -> None:
     method, path, *lines = case.split()
     headers = [(line.split(":")[0], line.split(":")[1]) for line in lines]
     answer = request(action, method, path, None, headers, raw=b"zz\r\n" if lines else None)
     status, sentence = REFUSED[case]
     assert answer.status == status and sentence in answer.body.decode()
-    assert capfd.readouterr() == ("", "")
 
 
 def test_limits_are_of_what_is_larger(action: int, container: Own) -> None:
@@ -149,12 +147,12 @@ def test_all_but_a_preflight_need_the_secret(container: Own) -> None:
         refused = request(port, "GET", BASE, None, {"X-Require-Whisk-Auth": "wrong"})
         answer = request(port, "GET", BASE, None, {"X-Require-Whisk-Auth": "s3cret"})
     assert (preflight.status, preflight.header("access-control-allow-headers")) == (200, "x-mine")
-    assert (refused.status, error_of(refused)) == (401, devserver.UNAUTHORIZED)
+    assert (refused.status, error_of(refused)) == (401, UNAUTHORIZED)
     assert (answer.status, container.paths) == (204, ["/init", "/run"])
 
 
 def test_init_is_sent_once(container: Own) -> None:
-    with web_action(container.port, package="models") as port:
+    with web_action(container.port, action="models/rec") as port:
         value = container.message["value"]
         assert request(port, "GET", "/api/v1/web/guest/models/rec").status == 204
     assert container.paths == ["/init", "/run"]
@@ -217,39 +215,32 @@ def test_a_client_and_an_activation_have_a_time_limit(case: str, container: Own)
     assert [text is None for text in told] == [status == 406] * 2
 
 
-def test_waiting_for_the_container_is_part_of_an_activations_time() -> None:
-    invoker = devserver.Invoker("http://127.0.0.1:1", "guest/rec", 0.1, 1)
-    with invoker.free, pytest.raises(devserver.RefusedError, match=FAILED):
-        invoker.run({})
-
-
 @pytest.mark.parametrize("case", RESULTS)
 def test_a_result_is_refused(case: str, action: int, container: Own) -> None:
     data, sentence, (status, error) = RESULTS[case]
     container.run = [data]
     answer = request(action, "GET", BASE)
     assert answer.status == 400 and sentence in error_of(answer)
-    kept = record(action, answer.header(ID), "/result").json
+    kept = record(action, answer.header(ID)).json["response"]
     assert (kept["status"], kept["success"]) == (status, status == "success")
     assert error in kept["result"].get("error", "")
 
 
-def record(port: int, activation_id: str | None, part: str = "") -> Answer:
-    return request(port, "GET", f"{devserver.API}activations/{activation_id}{part}", None, KEY)
+def record(port: int, activation_id: str | None) -> Answer:
+    return request(port, "GET", f"{devserver.API}activations/{activation_id}", None, KEY)
 
 
 @pytest.mark.parametrize("name", ["JSON", "binary body", "model fails, 500"])
-def test_a_record_is_as_recorded(name: str, container: Own) -> None:
-    recorded = {**RECORDED[name]["body"], "logs": []}
+def test_a_record_is_as_recorded_in_what_results_py_reads(name: str, container: Own) -> None:
+    recorded = RECORDED[name]["body"]
     container.run = [http(json.dumps(recorded["response"]["result"]).encode())]
     with web_action(container.port, action="sink") as port:
         activation_id = request(port, "GET", "/api/v1/web/guest/default/sink").header(ID)
         seen = record(port, activation_id).json
-        parts = [record(port, activation_id, part).json for part in ("/result", "/logs")]
-    assert parts == [recorded["response"], {"logs": []}]
-    assert all(one in recorded["annotations"] for one in seen["annotations"])
-    times = {name: seen[name] for name in ("annotations", "duration", "end", "start")}
-    assert seen == {**recorded, **times, "activationId": activation_id}
+    del recorded["response"]["size"]
+    own = {"activationId": activation_id, "annotations": recorded["annotations"][:1]}
+    assert seen == {name: {**recorded, **own}[name] for name in seen}
+    assert seen["annotations"][0]["value"] == "guest/sink" and seen["response"]["result"]
 
 
 @pytest.mark.parametrize("name", [name for name in RECORDED if RECORDED[name]["status"] >= 400])
@@ -262,47 +253,31 @@ def test_the_api_refuses_as_recorded(name: str, action: int) -> None:
 
 def test_the_last_100_records_are_kept(action: int) -> None:
     ids = [request(action, "GET", BASE).header(ID) for _ in range(101)]
-    kept = [record(action, ids[0]), record(action, ids[1]), record(action, ids[1], "/other")]
-    assert [answer.status for answer in kept] == [404, 200, 404]
+    assert [record(action, one).status for one in ids[:2]] == [404, 200]
 
 
-@pytest.mark.parametrize(("option", "most"), [("", 1), ("--concurrency 2", 2)])
-def test_it_serves_the_url_that_it_prints(option: str, most: int, container: Own) -> None:
-    port, path = free_port(), "/api/v1/web/me/models/x"
-    options = f"--port {port} --web true --namespace me --package models --action x --param A b"
-    command = f"devserver.py http://127.0.0.1:{container.port} {options} --wait 1 {option}"
+def test_it_serves_the_url_that_it_prints_one_activation_at_a_time(container: Own) -> None:
+    port, path = free_port(), "/api/v1/web/guest/models/x"
+    options = f"--port {port} --web true --action models/x --param A b --wait 0.5"
+    command = f"devserver.py http://127.0.0.1:{container.port} {options}"
     with running(Process(sys.executable, *command.split(), cwd=ROOT)) as process:
         assert process.out.get(timeout=60) == f"http://127.0.0.1:{port}{path}\n"
         container.released.clear()
-        with ThreadPoolExecutor() as pool:
-            answers = pool.map(lambda _: request(port, "GET", path + "/y?q=1"), range(3))
-            assert [answer.status for answer in answers] == [202] * 3
-    assert container.paths == ["/init"] + ["/run"] * most  # while no activation ends
+        answers = [request(port, "GET", path + "/y?q=1") for _ in range(2)]
+        assert [answer.status for answer in answers] == [202] * 2
+    assert container.paths == ["/init", "/run"]  # while no activation ends
     value = container.message["value"]
     assert (value["__ow_path"], value["q"], value["A"]) == ("/y", "1", "b")
 
 
-def says(arguments: str) -> str:
-    """How the command ends: its code or sentence, and what it prints."""
-    said = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
-        patch.setattr(sys, "argv", ["", "--port", str(free_port()), *arguments.split()])
-        with pytest.raises(SystemExit) as ended:
-            devserver.main()
-    return f"{ended.value.code} {said.getvalue()}"
-
-
-HERE, NO_PORT = "http://127.0.0.1:{port}", "2 .*--port must be from 1 to 65535."
+HERE = "http://127.0.0.1:{port}"
 WRONG = {  # the container's answer, the arguments, what is said
-    "no container": (b"", HERE + " --timeout 0.1", "No container listens at h.*: start it first."),
-    "no HTTP": (b"SSH-2.0-x\r\n", HERE, "The container at .* not answer POST /init: SSH-2.0-x"),
+    "no container": (b"", HERE + " --timeout 0.1", "No container answers at h.*: start it first"),
+    "no HTTP": (b"SSH-2.0-x\r\n", HERE + " --timeout 0.1", "No container answers .*SSH-2.0-x"),
     "no weights": (http(b"no weights", 502), HERE, ".* failed to initialize: no weights"),
-    "port taken": (b"", HERE + " --port {port}", ".* in use"),
-    "no URL": (b"", "127.0.0.1:8080", "'127.0.0.1:8080' is no container's URL, like http"),
-    "no URL's port": (b"", "http://a:port", "'http://a:port' is no container's URL"),
-    "port 0": (b"", HERE + " --port 0", NO_PORT),
-    "port 65536": (b"", HERE + " --port 65536", NO_PORT),
-    "concurrency 0": (b"", HERE + " --concurrency 0", "2 .*--concurrency must be 1 or more."),
+    "no URL": (b"", "http://a:port", "No container answers at http://a:port"),
+    "port taken": (b"", HERE + " --port {port}", "Port .* is in use"),
+    "no port": (b"", HERE + " --port 65536", "Invalid value for '--port': 65536"),
 }
 
 
@@ -310,12 +285,6 @@ WRONG = {  # the container's answer, the arguments, what is said
 def test_it_says_what_is_wrong(case: str, container: Own) -> None:
     answer, arguments, sentence = WRONG[case]
     container.init = [answer]
-    assert re.match(sentence, says(arguments.format(port=container.port)), re.DOTALL)
-
-
-def test_its_help_lists_its_options() -> None:
-    told = re.findall(r"^  (--\w+)([^(]*\(default: (\S+)\))?", says("--help"), re.MULTILINE)
-    defaults = {"--port": "3233", "--web": "raw", "--namespace": "guest", "--package": "default"}
-    defaults |= {"--action": "max-ocr", "--timeout": "60", "--concurrency": "1", "--wait": "60.0"}
-    options = {**defaults, "--results": "", "--secret": "", "--param": ""}
-    assert {name: default for name, _, default in told} == options
+    arguments = f"--port {free_port()} " + arguments.format(port=container.port)
+    done = CliRunner().invoke(devserver.main, arguments)
+    assert done.exit_code and re.search(sentence, done.output), done.output

@@ -304,7 +304,13 @@ class Hasty(Patient):
 
 @pytest.fixture(scope="module")
 def patient(max_app: Process) -> Iterator[Patient]:
-    with web_action(max_app.port, wait=0.0, keeps_results=True) as port:
+    with (
+        web_action(max_app.port, keeps_results=True) as port,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("__OW_API_HOST", f"http://127.0.0.1:{port}")
+        patch.setenv("__OW_API_KEY", devserver.KEY)
+        patch.setenv("__OW_ACTION_NAME", "/guest/rec-results")
         yield Patient(f"http://127.0.0.1:{port}{BASE}")
 
 
