@@ -24,7 +24,7 @@ import threading
 import time
 import urllib.parse
 import uuid
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -98,7 +98,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if only:
             stack, what, how = only.args
             pythons = {name: pythons[name] for name in pythons if name.startswith(stack)}
-            skip = pytest.mark.skip(reason=f"skipped: with {what}; {how}")
+            skip = pytest.mark.skip(reason=f"with {what}; {how}")
             missing = [pytest.param("", marks=skip, id="none")]
         elif count := metafunc.definition.get_closest_marker("stacks"):
             oldest = [name for name in pythons if name.startswith("3.6")]
@@ -115,37 +115,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         fixtures = getattr(item, "fixturenames", [])
         if config.getoption("--openwhisk") and not item.get_closest_marker("openwhisk"):
-            item.add_marker(pytest.mark.skip(reason="skipped: they ask nothing of OpenWhisk"))
+            item.add_marker(pytest.mark.skip(reason="they ask nothing of OpenWhisk"))
         elif "engine" in fixtures and not config.getoption("--all"):
-            item.add_marker(pytest.mark.skip(reason="skipped: with Docker; ./test.sh --all"))
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What was skipped, with how to get it."""
-    skipped = Counter(report.longrepr[2] for report in terminalreporter.getreports("skipped"))
-    for reason, count in skipped.items():
-        terminalreporter.line(f"{count} {reason}")
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """The last line: what ran."""
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if hasattr(config, "workerinput") or reporter is None:
-        return
-    counts = {name: len(reporter.stats.get(name, [])) for name in ("passed", "failed", "error")}
-    missing = os.environ.get("MISSING_STACKS")
-    reporter.line(
-        f"{counts['passed']} passed, {counts['failed'] + counts['error']} failed, "
-        f"{len(reporter.stats.get('skipped', []))} skipped, on {', '.join(stacks(config))} in "
-        f"{reporter._session_start.elapsed().seconds:.0f} s"
-        + (
-            f"; for the stacks {missing} this machine has no Python (pyenv install)"
-            if missing
-            else ""
-        )
-    )
+            item.add_marker(pytest.mark.skip(reason="with Docker; ./test.sh --all"))
 
 
 def stacks(config: pytest.Config) -> dict[str, str]:
@@ -187,16 +159,11 @@ def left_running() -> list[int]:
 def needs(*programs: str) -> None:
     """Skips the test where one of the programs is not installed; in CI that fails."""
     packages = {"docker": "docker.io", "dockerd": "docker.io"}
-    missing = [packages.get(name, name) for name in programs if not which(name)]
+    missing = [packages.get(name, name) for name in programs if not shutil.which(name)]
     if missing:
         reason = f"needs {', '.join(missing)}: apt-get install {' '.join(missing)}"
         assert not os.environ.get("CI"), reason
         pytest.skip(reason)
-
-
-def which(program: str) -> str | None:
-    found = subprocess.run(["sh", "-c", f"command -v {program}"], capture_output=True, text=True)
-    return found.stdout.strip() or None
 
 
 def documented(command: str) -> str:
@@ -360,26 +327,20 @@ def start_script(stack: str, folder: Path, *lines: str, **env: str) -> Process:
 
 @pytest.fixture(scope="session")
 def recorder(stack: str) -> Iterator[Process]:
-    with running(
-        start_container(stack, LIVE_APPS / "recorder", OPENWHISK_APP="app:app")
-    ) as process:
-        assert process.post("/init", {"value": {}}).json == {"ok": True}
+    container = start_container(stack, LIVE_APPS / "recorder", OPENWHISK_APP="app:app")
+    with loaded(container) as process:
         yield process
 
 
 @pytest.fixture
 def flask_app(stack: str) -> Iterator[Process]:
-    with running(start_container(stack, LIVE_APPS / "flask_app", **FLASK)) as process:
-        process.post("/init", {"value": {}})
+    with loaded(start_container(stack, LIVE_APPS / "flask_app", **FLASK)) as process:
         yield process
 
 
-@contextlib.contextmanager
-def model_container(stack: str) -> Iterator[Process]:
+def model_container(stack: str) -> contextlib.AbstractContextManager[Process]:
     """A model's, which is loaded."""
-    with running(start_container(stack, LIVE_APPS / "max_app")) as process:
-        process.post("/init", {"value": {}})
-        yield process
+    return loaded(start_container(stack, LIVE_APPS / "max_app"))
 
 
 @pytest.fixture(scope="session")
@@ -503,7 +464,6 @@ class WebAction:
         chunks: bytes | None = None,
     ) -> Answer:
         """Waits, if OpenWhisk takes no more requests in this minute."""
-        deadline = time.monotonic() + 120
         while True:
             answer = request(
                 self.port,
@@ -516,20 +476,15 @@ class WebAction:
                 host=self.host,
                 https=self.https,
             )
-            refused = answer.status == 429 and b"Too many requests" in answer.body
-            if not refused or time.monotonic() > deadline:
+            if answer.status != 429 or b"Too many requests" not in answer.body:
                 return answer
-            print(
-                "OpenWhisk takes 60 requests a minute, unless its setting "
-                "whisk.config.limits-actions-invokes-perMinute is higher: waiting"
-            )
+            print("OpenWhisk takes so many requests a minute (invokesPerMinute): waiting")
             time.sleep(5)
 
 
 @contextlib.contextmanager
-def serving(handler: Any) -> Iterator[ThreadingHTTPServer]:
-    """A server of the handler's, in this process."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+def served(server: Any) -> Iterator[Any]:
+    """The server, which serves in this process."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -540,6 +495,11 @@ def serving(handler: Any) -> Iterator[ThreadingHTTPServer]:
         server.server_close()
 
 
+def serving(handler: Any) -> contextlib.AbstractContextManager[ThreadingHTTPServer]:
+    """A server of the handler's, in this process."""
+    return served(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+
+
 @contextlib.contextmanager
 def web_action(container_port: int, web: str = "raw", **options: Any) -> Iterator[int]:
     """devserver.py before the container, in this process; gives its port."""
@@ -547,15 +507,9 @@ def web_action(container_port: int, web: str = "raw", **options: Any) -> Iterato
     action = devserver.WebAction(f"http://127.0.0.1:{container_port}", web=web, **options)
     action.invoker.init()
     action.invoker.timeout = timeout  # from now on, so that a busy machine's /init is in time
-    server = make_server("127.0.0.1", 0, action, threaded=True, request_handler=devserver.Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    options = {"threaded": True, "request_handler": devserver.Handler}
+    with served(make_server("127.0.0.1", 0, action, **options)) as server:
         yield server.port
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 class OpenWhisk:
