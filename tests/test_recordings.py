@@ -31,6 +31,8 @@ from conftest import (
     web_action,
 )
 
+import devserver
+
 RECORDINGS = Path(__file__).parent / "recordings"
 REQUESTS = json.loads((RECORDINGS / "requests.json").read_text())["cases"]
 ACCEPTED = json.loads((RECORDINGS / "accept.json").read_text())["cases"]
@@ -90,6 +92,11 @@ def received(action: WebAction, answer: Answer) -> dict[str, Any]:
 def without_code(body: bytes) -> str:
     text = body.decode("latin-1")
     return re.sub(r'"code": ?"[0-9a-zA-Z]{32}"', '"code":"<transaction id>"', text)
+
+
+def test_text_is_what_is_recorded_as_text() -> None:
+    recorded = json.loads((RECORDINGS / "text_media_types.json").read_text())
+    assert set(recorded["text"]) == devserver.TEXT
 
 
 @pytest.mark.openwhisk
