@@ -421,10 +421,10 @@ def result_as_http(result: Any) -> Reply:
 class Invoker:
     """Sends messages to one container, and keeps what the last ones came to."""
 
-    def __init__(self, container: str, action: str, timeout: float) -> None:
+    def __init__(self, container: str, action: str, timeout: float, concurrency: int) -> None:
         """The action is guest/ocr, its time limit in seconds."""
         self.container, self.action, self.timeout = container.rstrip("/"), action, timeout
-        self.one_at_a_time = threading.Lock()  # a real one starts more containers
+        self.free = threading.Semaphore(concurrency)  # a real one starts more containers
         self.activations = deque[tuple[str, tuple[str, futures.Future[Value]]]](maxlen=KEPT)
 
     def message(self) -> Value:
@@ -462,7 +462,7 @@ class Invoker:
 
     def run(self, message: Value) -> Value:
         """The result of POST /run. Raises RefusedError."""
-        with self.one_at_a_time, contextlib.suppress(HTTPError, ValueError):
+        with self.free, contextlib.suppress(HTTPError, ValueError):
             response = self.post("/run", message)
             if len(response.data) > LIMIT:
                 return {
@@ -558,6 +558,7 @@ class WebAction:
         *,
         web: str = "raw",
         timeout: float = 60,
+        concurrency: int = 1,
         wait: float = 60,
         secret: str = "",
         parameters: dict[str, str] | None = None,
@@ -569,7 +570,7 @@ class WebAction:
         suffix = "(|-results)" if keeps_results else "()"
         extension = "(?:[.](?:http|json|html|svg|text))?"  # the last four change other results
         self.url = re.compile(re.escape(self.path) + suffix + extension + "(/.*)?")
-        self.invoker = Invoker(container, "guest/" + action, timeout)
+        self.invoker = Invoker(container, "guest/" + action, timeout, concurrency)
         self.action, self.web, self.wait, self.secret = action, web, wait, secret
         self.parameters = parameters or {}
 
@@ -679,6 +680,7 @@ class WebAction:
 @click.option("--action", default="max-ocr", help="Its name, in a package: models/max-ocr.")
 @click.option("--web", type=click.Choice(["raw", "true"]), default="raw", help="As wsk's.")
 @click.option("--timeout", default=60.0, help="The action's time limit in seconds.")
+@click.option("--concurrency", type=click.IntRange(1), default=1, help="Activations at once.")
 @click.option("--wait", default=60.0, help="Seconds that a client waits.")
 @click.option("--secret", default="", help="That clients have to send: wsk's --web-secure.")
 @click.option("--param", type=(str, str), multiple=True, metavar="NAME VALUE", help="Bound.")

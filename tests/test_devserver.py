@@ -256,16 +256,19 @@ def test_the_last_100_records_are_kept(action: int) -> None:
     assert [record(action, one).status for one in ids[:2]] == [404, 200]
 
 
-def test_it_serves_the_url_that_it_prints_one_activation_at_a_time(container: Own) -> None:
+@pytest.mark.parametrize("most", [1, 2])
+def test_it_serves_the_url_that_it_prints_so_many_activations_at_once(
+    most: int, container: Own
+) -> None:
     port, path = free_port(), "/api/v1/web/guest/models/x"
     options = f"--port {port} --web true --action models/x --param A b --wait 0.5"
-    command = f"devserver.py http://127.0.0.1:{container.port} {options}"
+    command = f"devserver.py http://127.0.0.1:{container.port} {options} --concurrency {most}"
     with running(Process(sys.executable, *command.split(), cwd=ROOT)) as process:
         assert process.out.get(timeout=60) == f"http://127.0.0.1:{port}{path}\n"
         container.released.clear()
-        answers = [request(port, "GET", path + "/y?q=1") for _ in range(2)]
-        assert [answer.status for answer in answers] == [202] * 2
-    assert container.paths == ["/init", "/run"]  # while no activation ends
+        answers = [request(port, "GET", path + "/y?q=1") for _ in range(3)]
+        assert [answer.status for answer in answers] == [202] * 3
+    assert container.paths == ["/init"] + ["/run"] * most  # while no activation ends
     value = container.message["value"]
     assert (value["__ow_path"], value["q"], value["A"]) == ("/y", "1", "b")
 
