@@ -422,28 +422,6 @@ def request(
         return Answer(connection.getresponse())
 
 
-def assert_same(asked: str, expected: dict[str, Any], got: dict[str, Any]) -> None:
-    """Fails with what was asked for, and of each part that differs how, shortened."""
-    differences = [
-        f"{part}:\n    expected {around(expected[part], got[part])}\n"
-        f"    got      {around(got[part], expected[part])}"
-        for part in expected
-        if expected[part] != got[part]
-    ]
-    if differences:
-        pytest.fail("\n".join([asked, *differences]), pytrace=False)
-
-
-def around(value: Any, other: Any) -> str:
-    """The value near its first difference from the other."""
-    if isinstance(value, list):
-        return repr([item for item in value if item not in other])
-    text, second = repr(value), repr(other)
-    same = len(os.path.commonprefix([text, second]))
-    start, end = max(0, same - 40), same + 80
-    return "…" * (start > 0) + text[start:end] + "…" * (end < len(text))
-
-
 # ---- Web actions ----
 
 

@@ -25,11 +25,6 @@ SCHEMAS = {  # parameters, and the call of it
     "query": ([{"in": "query", "name": "a", "required": True}], "-X POST 'URL?a=VALUE'"),
     "nothing": ([], "-X POST URL"),
 }
-CHANGES = {
-    "open to locked": ("", "new"),
-    "locked to open": ("old", ""),
-    "to another": ("old", "new"),
-}
 WRONG = {
     "MODELS=": "which models?",
     "MODELS=a;b": "MODEL 'a;b' is not valid",
@@ -136,62 +131,64 @@ def test_a_secret_is_asked_for_and_stands_nowhere(live: Deploy, tmp_path: Path) 
     assert list(tmp_path.glob("tmp.*")) == []
 
 
-def test_settings_are_bound_to_the_action(live: Deploy) -> None:
-    settings = {"WSK_APP": str(LIVE_APPS / "flask_app"), "BASE_PATH": "/", "RESULT_LIMIT": "999999"}
-    said = live(PREDICT_PATH="/environment", **settings)
-    assert said.endswith(f"    {live.url} stands for /environment\n")
-    assert "__OW_ACTION_NAME" in run("curl", "-sS", live.url)
-
-
+@pytest.mark.parametrize("predict", ["/p", ""], ids=["of the bare URL", "of another path"])
 @pytest.mark.parametrize(("parameters", "shown"), SCHEMAS.values(), ids=SCHEMAS)
-def test_a_call_is_what_the_schema_says(deploy: Deploy, parameters: list[Any], shown: str) -> None:
+def test_a_call_is_what_the_schema_says(
+    deploy: Deploy, parameters: list[Any], shown: str, predict: str
+) -> None:
     Replies.schema = {"paths": {"/p": {"post": {"parameters": parameters}}}}
-    for env, url in (({"PREDICT_PATH": "/p"}, deploy.url), ({}, deploy.url + "/p")):
-        assert deploy(**env).endswith(f"    curl {shown.replace('URL', url)}\n")
+    url = deploy.url if predict else deploy.url + "/p"
+    assert deploy(PREDICT_PATH=predict).endswith(f"    curl {shown.replace('URL', url)}\n")
 
 
 @pytest.mark.parametrize("schema", [{}, [], {"paths": {"/": {"get": {}}}}], ids=str)
 def test_without_a_schema_it_says_what_the_url_stands_for(deploy: Deploy, schema: Any) -> None:
     Replies.schema = schema
     assert deploy().endswith(f" {deploy.url} stands for what the image has as its PREDICT_PATH\n")
+    assert deploy(PREDICT_PATH="/p").endswith(f" {deploy.url} stands for /p\n")
 
 
 # ---- What it makes ----
 
 
-def test_each_update_passes_all_annotations_and_parameters(deploy: Deploy) -> None:
+@pytest.mark.parametrize("secret", ["s3cret", ""], ids=["locked", "open"])
+def test_each_update_passes_all_annotations_and_parameters(deploy: Deploy, secret: str) -> None:
     settings = {"VERSION": "1.0", "PACKAGE": "p", "MEMORY": "1024", "TIMEOUT": "60000"}
-    bound = {"PREDICT_PATH": "/p", "BASE_PATH": "/o", "RESULT_LIMIT": "2000"}
-    options = {"--docker": "me/max-ocr:1.0", "--memory": "1024", "--timeout": "60000"}
-    fixed = {"web-export": True, "raw-http": True, "final": True, "web-custom-options": False}
-    for secret in ("s3cret", ""):
-        deploy(
-            SECRET=secret, RESULTS="1", RESULTS_INSECURE="1", CONCURRENCY="10", **settings, **bound
-        )
-        annotations = {**fixed, "require-whisk-auth": secret or False}
-        action, results = deploy.kept()["p/max-ocr"], deploy.kept()["p/max-ocr-results"]
-        assert action.pop("annotations") == {**annotations, "provide-api-key": False}
-        assert action.pop("parameters") == {f"OPENWHISK_{name}": bound[name] for name in bound}
-        assert action == {**options, "--concurrency": "10"}
-        assert results.pop("annotations") == {**annotations, "provide-api-key": True}
-        assert results.pop("parameters") == {"MODEL": "max-ocr", "INSECURE": "1"}
-        assert results == {f"{ROOT}/results.py": "", "--kind": "python:default"}
+    settings |= {"CONCURRENCY": "10", "SECRET": secret, "RESULTS": "1", "RESULTS_INSECURE": "1"}
+    deploy(**settings, PREDICT_PATH="/p", BASE_PATH="/o", RESULT_LIMIT="2000")
     assert deploy.kept("calls")[0][0] == ["package", "update", "p"]
+    fixed = {"web-export": True, "raw-http": True, "final": True, "web-custom-options": False}
+    annotations: Any = {**fixed, "require-whisk-auth": secret or False}
+    bound = {"PREDICT_PATH": "/p", "BASE_PATH": "/o", "RESULT_LIMIT": "2000"}
+    assert deploy.kept()["p/max-ocr"] == {
+        "--docker": "me/max-ocr:1.0",
+        "--memory": "1024",
+        "--timeout": "60000",
+        "--concurrency": "10",
+        "parameters": {f"OPENWHISK_{name}": bound[name] for name in bound},
+        "annotations": {**annotations, "provide-api-key": False},
+    }
+    assert deploy.kept()["p/max-ocr-results"] == {
+        f"{ROOT}/results.py": "",
+        "--kind": "python:default",
+        "parameters": {"MODEL": "max-ocr", "INSECURE": "1"},
+        "annotations": {**annotations, "provide-api-key": True},
+    }
     deploy()
     assert set(deploy.kept()["max-ocr"]["parameters"].values()) == {""}
 
 
 @pytest.mark.parametrize("keeps", ["0", "1"], ids=["without results", "with results"])
-@pytest.mark.parametrize(("before", "after"), CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize(("before", "after"), [("", "new"), ("old", "")], ids=["lock", "unlock"])
 def test_no_step_leaves_open_results_beside_a_locked_model(
     deploy: Deploy, before: str, after: str, keeps: str
 ) -> None:
     """Not for a moment, whichever call of wsk fails, nor if the check (0) does."""
     deploy(SECRET=before, RESULTS="1")
-    start, env, seen = deploy.kept(), {"SECRET": after, "RESULTS": keeps}, list[dict[str, Any]]()
+    start, env = deploy.kept(), {"SECRET": after, "RESULTS": keeps}
     deploy.keep(start)
     deploy(**env)
-    seen += locks(deploy)
+    seen = locks(deploy)
     assert seen[-1] == dict.fromkeys(["max-ocr", "max-ocr-results"][: 1 + int(keeps)], after)
     for failing in range(len(seen) + 1):
         deploy.keep(start)
@@ -244,11 +241,6 @@ def test_what_is_not_valid_is_a_sentence(deploy: Deploy, setting: str, sentence:
     name, _, text = setting.partition("=")
     said = deploy.fail(**{name: text})
     assert (said.startswith("deploy.sh: " + sentence), deploy.kept("calls")) == (True, [])
-
-
-def test_it_explains_itself(deploy: Deploy) -> None:
-    assert "MODELS=" in deploy("--help")
-    assert "there is no option --pull" in deploy.fail("--pull")
 
 
 def test_the_scripts_pass_shellcheck() -> None:

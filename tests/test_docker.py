@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +39,6 @@ APP = "FROM base:ocr\nWORKDIR /srv\nCOPY . .\n"
 OWN = {"PORT": "5001", "BASE_PATH": "x", "CORS": "none", "RESULT_LIMIT": "few"}
 IMAGES = {  # name: folder, Dockerfile
     "base:python": f"base FROM base:debian\n{APT} python3 tini && rm -r /var/lib/apt/lists && ln -s python3 /usr/bin/python && useradd --create-home me",
-    "base:node": f"base FROM base:debian\n{APT} nodejs && rm -r /var/lib/apt/lists",
     "base:ocr": f"ocr-site {SITE}",
     "base:language": f"language-site {SITE}",
     "max-ocr": "ocr FROM base:ocr\nWORKDIR /workspace\nCOPY . .\nEXPOSE 5000\nCMD python app.py",
@@ -54,7 +52,6 @@ IMAGES = {  # name: folder, Dockerfile
     "factory": f'factory {APP}CMD ["gunicorn", "app:create_app()"]',
     "fastapi": "language FROM base:language\nENV PIP_NO_INDEX=1 PIP_FIND_LINKS=/opt/site/wheels\nUSER me\nWORKDIR /srv\nCOPY . .\nEXPOSE 8000\nCMD python3 -m uvicorn main:app --host 0.0.0.0 --port 8000",
     "gunicorn": f'factory {APP}USER me\nEXPOSE 3000\nENTRYPOINT ["/usr/bin/tini", "--"]\nCMD ["python3", "-m", "gunicorn", "-w", "2", "-b", "0.0.0.0:3000", "app:create_app()"]',
-    "node": "node FROM base:node\nCOPY . /srv\nEXPOSE 3000\nCMD node /srv/server.mjs",
     "go": 'go FROM base:debian\nCOPY server /\nEXPOSE 8000/tcp\nCMD ["/server"]',
     "go-from-scratch": 'go FROM scratch\nCOPY server /\nEXPOSE 8000\nCMD ["/server"]',
     # As uv makes it, without pip; and for some seconds the server answers 503.
@@ -73,24 +70,15 @@ app = flask.Flask(__name__)
 app.route("/")(lambda: flask.jsonify(forward.NAME, {{name: os.environ[name] for name in {set(OWN)}}}))
 app.run(port=int(os.environ["PORT"]))
 """,
-    "node/server.mjs": """
-import {createServer} from "node:http"
-import {franc} from "franc-min"
-createServer(async (request, response) => {
-    let text = ""
-    for await (const piece of request) text += piece
-    response.end(JSON.stringify({language: franc(text)}))
-}).listen(process.env.PORT)
-""",
     "go/server.go": """
 package main
-import ("fmt"; "io"; "net/http")
+import ("fmt"; "io"; "net/http"; "os")
 func main() {
     http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
         body, _ := io.ReadAll(r.Body)
         fmt.Fprintf(w, "%d bytes", len(body))
     })
-    http.ListenAndServe(":8000", nil)
+    http.ListenAndServe(":" + os.Getenv("PORT"), nil)
 }
 """,
 }
@@ -100,7 +88,6 @@ COMMANDS = [  # at once, as they wait for the network
     PIP % ("install", f"--target ocr-site gunicorn -r {NEEDED % 'ocr'}"),
     PIP % ("install", f"--target language-site pip -r {NEEDED % 'language'}"),
     PIP % ("download", "-d language-site/wheels flask"),
-    "npm install --silent --prefix node franc-min@6.2.0",
     "cd go && CGO_ENABLED=0 go build server.go",
     "mmdebstrap -q --variant=minbase --include=ca-certificates --dpkgopt=force-unsafe-io "
     + " ".join(f"--dpkgopt='path-exclude=/usr/share/{name}/*'" for name in SLIM)
@@ -114,8 +101,7 @@ BROKEN = {
 SERVERS = {
     "fastapi": ({"CHECK": "/health"}, '{"text": "Guten Morgen, wie geht es?"}', '"language":"de"'),
     "gunicorn": ({"CHECK": "/health", "PREDICT_PATH": "/analyze"}, '{"text": "x"}', '"text":"x"'),
-    "node": ({"UPSTREAM_PORT": "3001"}, "Guten Morgen, wie geht es Ihnen?", '{"language":"deu"}'),
-    "go": ({}, "12345", "5 bytes"),
+    "go": ({"UPSTREAM_PORT": "8001"}, "12345", "5 bytes"),
     "uv": ({"CHECK": "/health"}, "12345", "5"),
 }
 NO_SERVERS = {
@@ -123,20 +109,11 @@ NO_SERVERS = {
     "on-8080": "8080 is OpenWhisk's port: give the server another, UPSTREAM_PORT=8081 and its own",
     "go-from-scratch": "go-from-scratch has neither Python nor a package manager",
 }
-NO_SCRIPTS = [
-    "VAR=x python s.py",
-    "cd src && python app.py",
-    "python app.py --port ${PORT}",
-    "conda run -n x python app.py",
-    "python -m flask run",
-    '["python", "-c", "import app"]',
-    "[]",
-]
+NO_SCRIPTS = ["VAR=x python s.py", "python s.py --port ${PORT}", "python -m flask run", "[]"]
 WRONG = {
     "MODELS=": "which models?",
     "MODELS=$(touch/evil)": "MODEL '$(touch/evil)' is not valid",
     "USERNAME=": "USERNAME '' is not valid",
-    "USERNAME=Me!": "USERNAME 'Me!' is not valid",
     "REGISTRY=a b": "REGISTRY 'a b' is not valid",
     "REGISTRY=docker.io/me": "REGISTRY and USERNAME are the same, so the images would replace",
     "TAG=a b": "TAG 'a b' is not valid",
@@ -145,7 +122,6 @@ WRONG = {
     "TIMEOUT=5m": "TIMEOUT '5m' is not valid",
     "PUSH=no": "PUSH 'no' is not valid",
     "FORWARD=yes": "FORWARD 'yes' is not valid",
-    "DOCKER=nodocker": "the engine does not answer",
     "DOCKER=docker -H unix:///nowhere": "the engine does not answer",
 }
 
@@ -154,7 +130,7 @@ WRONG = {
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Docker engine of the tests' own, whose address is in DOCKER_HOST. Its bridge is its own,
     too: two engines on one give the same address to containers of both."""
-    needs("dockerd", "docker", "docker-registry", "mmdebstrap", "ip", "go", "npm")
+    needs("dockerd", "docker", "docker-registry", "mmdebstrap", "ip", "go")
     if os.geteuid():
         pytest.skip("needs root for a Docker engine of its own")
     folder, number = tmp_path_factory.mktemp("docker"), os.getpid() % 250
@@ -204,12 +180,11 @@ def registry(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield f"localhost:{port}"
 
 
-def build_sh(*words: str, script: str | Path = ROOT / "build.sh", **env: str) -> Done:
+def build_sh(*words: str, **env: str) -> Done:
     """From another folder, with a umask under which nobody else can read its files."""
-    known = {name: os.environ[name] for name in os.environ if name not in ("MODELS", "USERNAME")}
-    known["TMPDIR"] = known.get("DOCKER_CONFIG", "/tmp")  # where the logs of failures stay
-    settings: Any = {"cwd": "/", "umask": 0o077, "env": {**known, **env}, "text": True}
-    return subprocess.run([script, *words], capture_output=True, **settings)
+    fixed = {"MODELS": "", "USERNAME": "", "TMPDIR": os.environ.get("DOCKER_CONFIG", "/tmp")}
+    options: Any = {"cwd": "/", "umask": 0o077, "env": {**os.environ, **fixed, **env}, "text": True}
+    return subprocess.run([ROOT / "build.sh", *words], capture_output=True, **options)
 
 
 @pytest.fixture
@@ -267,50 +242,38 @@ def ocr(request: pytest.FixtureRequest, built: Done, registry: str) -> str:
     return image
 
 
-def test_every_model_gets_its_turn_and_its_row(built: Done, registry: str) -> None:
-    rows = [" ".join(line.split()) for line in built.stdout.partition("\n\n")[2].splitlines()]
-    assert (built.returncode, len(rows)) == (1, 4)
-    for name, row in (("max-ocr", rows[1]), ("max-ocr-home", rows[3])):
-        assert re.fullmatch(rf"{name} {registry}/me/{name} \d+ MB \d+ sha256:[0-9a-f]{{64}}", row)
-    assert rows[2].endswith(f"FAILED: there is no base image {registry}/codait/max-nowhere:latest")
+def masked(text: str) -> list[str]:
+    """Its lines without the figures and the columns' widths, which differ."""
+    lines = re.sub("sha256:[0-9a-f]{64}|[0-9]+ ", "N ", re.sub(" +", " ", text)).splitlines()
+    return [line for line in lines if line]
+
+
+def test_every_model_gets_its_turn_and_the_row_that_the_readme_shows(
+    built: Done, registry: str
+) -> None:
+    printed = built.stdout.replace(f"{registry}/codait", "quay.io/codait")
+    shown = masked(documented('MODELS="max-ocr max-nowhere" USERNAME=me ./build.sh'))
+    others = [line.replace("max-ocr", "max-ocr-home") for line in (shown[0], shown[3])]
+    lines = masked(printed.replace(f"{registry}/me", "me"))
+    assert lines == [*shown[:2], others[0], *shown[2:], others[1]]
     log = re.search(r"The end of (.*):\n    .*(not found|manifest unknown)", built.stderr)
     assert log and Path(log[1]).exists()
+    assert built.returncode == 1
 
 
-def test_the_readme_shows_what_is_printed(built: Done, registry: str) -> None:
-    printed = built.stdout.replace(f"{registry}/codait", "quay.io/codait").replace(
-        f"{registry}/me", "me"
-    )
-    shown = documented('MODELS="max-ocr max-nowhere" USERNAME=me ./build.sh').splitlines()
-    lines = [line for line in printed.splitlines() if "max-ocr-home" not in line]
-    assert list(map(masked, lines)) == list(map(masked, shown))
-
-
-def masked(line: str) -> str:
-    """Without the figures and the columns' widths, which differ."""
-    return re.sub("sha256:[0-9a-f]{64}|[0-9]+ ", "N ", re.sub(" +", " ", line))
-
-
-def test_the_layer_is_small_and_labelled_and_the_rest_is_the_models(ocr: str) -> None:
+def test_an_image_gains_a_small_layer_and_stays_the_models_own(ocr: str) -> None:
     history = run("docker", "history", "--no-trunc", "--format", "{{.Size}} {{.CreatedBy}}", ocr)
     [size] = re.findall(r"^(\S+)kB .*COPY \S+ in /openwhisk/", history, re.MULTILINE)
-    labels, name = config(ocr)["Labels"], ocr.rpartition("/")[2]
-    told = [labels[f"org.opencontainers.image.{key}"] for key in ("title", "base.name", "revision")]
-    assert (float(size) < 32, told[0]) == (True, name)
-    assert told[1] == ocr.replace("/me/", "/codait/") + ":latest"
-    assert re.fullmatch("[0-9a-f]{40}", told[2])
+    assert float(size) < 32
     own = {"max-ocr": ("", "/workspace"), "max-ocr-home": ("me", "/home/me")}
-    assert (config(ocr)["User"], config(ocr)["WorkingDir"]) == own[name]
+    assert (config(ocr)["User"], config(ocr)["WorkingDir"]) == own[ocr.rpartition("/")[2]]
 
 
 def test_a_container_that_is_read_only_reads_the_text_in_a_picture(ocr: str) -> None:
     options = ("--read-only", "--tmpfs", "/tmp", "--memory", "512m", "--cap-drop", "NET_RAW")
-    with started(ocr, *options) as port:
-        command = [sys.executable, "devserver.py", f"http://127.0.0.1:{port}", "--port"]
-        with running(Process(*command, str(free_port()), cwd=ROOT)) as server:
-            url = server.out.get(timeout=120).strip()
-            text = run("curl", "-sS", "-F", f"image=@{ROOT}/assets/receipt.png", url)
-    assert '"CAFE SERVERLESS"' in text
+    with started(ocr, *options) as port, web_action(port) as web_port:
+        url, picture = f"http://127.0.0.1:{web_port}{BASE}", ROOT / "assets/receipt.png"
+        assert '"CAFE SERVERLESS"' in run("curl", "-sS", "-F", f"image=@{picture}", url)
 
 
 # ---- What is pushed, and what is not ----
@@ -330,15 +293,12 @@ def test_a_model_that_does_not_answer_is_not_pushed_and_says_why(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("model", ["go", "never"], ids=["it builds", "it checks"])
-def test_a_signal_stops_it_at_once(registry: str, model: str, number: int) -> None:
-    env = {
-        "REGISTRY": "models",
-        "USERNAME": f"{registry}/stopped",
-        "FORWARD": str(int(model == "go")),
-    }
-    command = (str(ROOT / "build.sh"), model, "own")
-    with running(Process(*command, cwd=ROOT, env=env)) as process:
+@pytest.mark.parametrize(
+    ("model", "forward"), [("go", "1"), ("never", "0")], ids=["build", "check"]
+)
+def test_a_signal_stops_it_at_once(registry: str, model: str, forward: str, number: int) -> None:
+    env = {"REGISTRY": "models", "USERNAME": f"{registry}/stopped", "FORWARD": forward}
+    with running(Process("./build.sh", model, "own", cwd=ROOT, env=env)) as process:
         wait_until(lambda: run("docker", "ps", "-q") != "")
         process.popen.send_signal(number)
         assert process.popen.wait(timeout=9) == 128 + number
@@ -367,13 +327,15 @@ def test_a_registry_that_refuses_is_told(build: Build) -> None:
     assert "FAILED: the registry refused it (try 'docker login')" in done.stdout
 
 
-def test_a_version_is_pushed_beside_the_latest(build: Build, registry: str) -> None:
+def test_a_version_is_pushed_beside_the_latest_and_labelled(build: Build, registry: str) -> None:
     done = build("exec-form", USERNAME=f"{registry}/v", CHECK="/", PUSH="1", VERSION="1.2.0")
     assert done.returncode == 0, done
     tags = json.loads(run("curl", "-sS", f"http://{registry}/v2/v/exec-form/tags/list"))["tags"]
-    labels = config(f"{registry}/v/exec-form:1.2.0")["Labels"]
     assert sorted(tags) == ["1.2.0", "latest"]
-    assert labels["org.opencontainers.image.version"] == "1.2.0"
+    labels = {"title": "exec-form", "base.name": "models/exec-form:latest", "version": "1.2.0"}
+    labels["revision"] = run("git", "-C", ROOT, "rev-parse", "HEAD").strip()
+    named = {f"org.opencontainers.image.{name}": text for name, text in labels.items()}
+    assert named.items() <= config(f"{registry}/v/exec-form:1.2.0")["Labels"].items()
 
 
 # ---- The app in an image ----
@@ -387,8 +349,7 @@ def test_a_script_runs_as_the_image_runs_it(build: Build, registry: str, name: s
 
 @pytest.mark.parametrize("command", NO_SCRIPTS)
 def test_a_command_that_starts_no_script_is_a_sentence(build: Build, command: str) -> None:
-    change = ("--change", f"CMD {command}", "/dev/null", "models/unread")
-    run("docker", "import", *change)
+    run("docker", "import", "--change", f"CMD {command}", "/dev/null", "models/unread")
     failed = build("unread").stdout
     assert "FAILED: the command of models/unread:latest does not start a script: " in failed
     assert "Name the app, WSGI_APP=module:attribute, let the server run, FORWARD=1, or" in failed
@@ -400,16 +361,8 @@ def test_an_app_that_no_script_runs_is_named(build: Build, registry: str) -> Non
     assert json.loads(answer(f"{registry}/me/factory", text='{"text": "x"}'))["text"] == "x"
 
 
-def test_the_models_own_settings_and_files_stay_its_own(
-    build: Build, registry: str, tmp_path: Path
-) -> None:
-    """With build.sh behind a symbolic link, and spaces in its path."""
-    (tmp_path / "a folder").mkdir()
-    for name in ("build.sh", "Dockerfile", "openwhisk.py", "forward.py"):
-        shutil.copy(ROOT / name, tmp_path / "a folder")
-    (tmp_path / "link").symlink_to(tmp_path / "a folder" / "build.sh")
-    done = build("own", script=tmp_path / "link", CHECK="/")
-    assert done.returncode == 0, done
+def test_the_models_own_settings_and_files_stay_its_own(build: Build, registry: str) -> None:
+    assert build("own", CHECK="/").returncode == 0
     assert json.loads(answer(f"{registry}/me/own", "/")) == ["its own", OWN]
 
 
@@ -429,10 +382,8 @@ def test_a_server_answers_behind_forward(build: Build, registry: str, name: str)
     assert done.returncode == 0, done
     assert expected in answer(image, text=text)
     now, before = config(image), config(f"models/{name}")
-    assert (now["User"] in (before["User"] or "root", "0"), now["WorkingDir"]) == (
-        True,
-        before["WorkingDir"],
-    )
+    assert now["WorkingDir"] == before["WorkingDir"]
+    assert now["User"] in (before["User"] or "root", "0")
 
 
 @pytest.mark.parametrize("name", NO_SERVERS)
@@ -449,8 +400,3 @@ def test_what_is_not_valid_is_a_sentence(setting: str, sentence: str) -> None:
     done = build_sh(**{"MODELS": "max-ocr", "USERNAME": "me", name: text})
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("build.sh: " + sentence)
-
-
-def test_it_explains_itself() -> None:
-    assert "MODELS=" in build_sh("--help").stdout
-    assert "there is no option --pull" in build_sh("--pull").stderr

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from conftest import (
@@ -16,12 +18,11 @@ from conftest import (
     Answer,
     OpenWhisk,
     WebAction,
-    around,
-    assert_same,
     model_container,
     request,
     web_action,
 )
+from werkzeug.test import EnvironBuilder
 
 pytestmark = pytest.mark.openwhisk
 
@@ -41,112 +42,58 @@ HOPS = {
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 
 
+Case = tuple[str, dict[str, Any]]  # path, and what else is asked
+
+
+def sent(body: bytes, kind: str, method: str = "POST", **headers: str) -> dict[str, Any]:
+    headers = {name.replace("_", "-"): text for name, text in headers.items()}
+    return {"method": method, "body": body, "headers": {"Content-Type": kind, **headers}}
+
+
 def multipart(
-    name: str = "image",
-    filename: str = "a.png",
-    kind: str = "image/png",
-    data: bytes = PNG,
-    **fields: str,
+    filename: str = "a.png", kind: str = "image/png", data: bytes = PNG, **fields: str
 ) -> dict[str, Any]:
-    parts = [
-        f'Content-Disposition: form-data; name="{key}"\r\n\r\n{text}'.encode()
-        for key, text in fields.items()
-    ]
-    parts.append(
-        f'Content-Disposition: form-data; name="{name}"; filename="{filename}"\r\nContent-Type: {kind}\r\n\r\n'.encode()
-        + data
-    )
-    body = b"".join(b"--B0UND\r\n" + part + b"\r\n" for part in parts) + b"--B0UND--\r\n"
-    return {
-        "method": "POST",
-        "body": body,
-        "headers": {"Content-Type": "multipart/form-data; boundary=B0UND"},
-    }
+    form = {**fields, "image": (io.BytesIO(data), filename, kind)}
+    environ = EnvironBuilder(method="POST", data=form).get_environ()
+    return sent(environ["wsgi.input"].read(), environ["CONTENT_TYPE"])
 
 
-def json_body(value: Any, method: str = "POST") -> dict[str, Any]:
-    return {
-        "method": method,
-        "body": json.dumps(value).encode(),
-        "headers": {"Content-Type": "application/json"},
-    }
+def json_body(value: Any) -> dict[str, Any]:
+    return sent(json.dumps(value).encode(), "application/json")
 
 
-def form(body: str, method: str = "POST") -> dict[str, Any]:
-    return {
-        "method": method,
-        "body": body.encode(),
-        "headers": {"Content-Type": "application/x-www-form-urlencoded"},
-    }
+def form(body: str) -> dict[str, Any]:
+    return sent(body.encode(), "application/x-www-form-urlencoded")
 
 
-def typed(content_type: str, body: bytes) -> str:
-    return (
-        "/type?type="
-        + re.sub(r"[ ;=+/\"]", lambda found: f"%{ord(found[0]):02X}", content_type)
-        + "&hex="
-        + body.hex()
-    )
-
-
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
+CASES: dict[str, Case] = {
     "image": ("/model/predict", multipart()),
-    "image at the bare URL": ("", multipart()),
     "image and query at the bare URL": ("?threshold=0.25&filter=a,b", multipart()),
     "image and number in the form": ("/model/predict", multipart(threshold="0.5")),
     "image, file name in UTF-8": ("/model/predict", multipart(filename="é大.png")),
     "image without a type": ("/model/predict", multipart(kind="application/octet-stream")),
-    "image of a wrong type": ("/model/predict", multipart(kind="text/csv")),
     "image missing": ("/model/predict", {"method": "POST"}),
-    "image under another name": ("/model/predict", multipart("file")),
-    "number malformed": ("/model/predict", multipart(threshold="high")),
     "image of 700 kB": ("/model/predict", multipart(data=bytes(range(256)) * 2800)),
     "get of a POST path": ("/model/predict", {}),
-    "post of a GET path": ("/model/metadata", {"method": "POST"}),
     "metadata": ("/model/metadata", {}),
     "metadata of X-Fields": ("/model/metadata", {"headers": {"X-Fields": "name"}}),
-    "labels": ("/model/labels", {}),
     "image to image": ("/model/image", multipart()),
-    "sound": ("/model/sound", {}),
     "sound of a choice": ("/model/sound?model=lo-fi", {}),
     "query of UTF-8": (
         "/model/words?first_word=%E5%A4%A7%E4%BE%A0&second_word=%E5%A4%A7+%E8%99%BE&theta=2",
         {"method": "POST"},
     ),
-    "query missing": ("/model/words", {"method": "POST"}),
-    "query malformed": ("/model/words?first_word=a&theta=x", {"method": "POST"}),
     "form": ("/model/words", form("first_word=%E5%A4%A7&theta=3")),
-    "JSON for what is also a form": ("/model/words", json_body({"first_word": "大", "theta": 3})),
     "JSON": ("/model/text", json_body({"text": ["i love this", "été"]})),
     "JSON that breaks the schema": ("/model/text", json_body({"text": "no list"})),
     "JSON of 350 kB to and fro": ("/model/text", json_body({"text": ["x" * 350_000]})),
-    "big JSON": ("/model/big?size=2000", multipart()),
-    "error with data": ("/model/error?how=data", {"method": "POST"}),
-    "error with keywords": ("/model/error?how=keywords", {"method": "POST"}),
-    "error of the inference": ("/model/error?how=inference", {"method": "POST"}),
-    "exception in a resource": ("/model/error?how=raise", {"method": "POST"}),
-    "nested JSON": (
-        "/model/nested",
-        json_body({"paragraphs": [{"context": "été", "questions": ["a"]}]}),
-    ),
-    "nested JSON of a wrong type": ("/model/nested", json_body({"paragraphs": [{"context": 1}]})),
-    "nested JSON missing": ("/model/nested", json_body({})),
+    "JSON in JSON": ("/model/nested", json_body({"paragraphs": [{"context": "été"}]})),
     "JSON list for an object": ("/model/nested", json_body([1])),
-    "JSON null for an object": ("/model/nested", json_body(None)),
-    "JSON unchecked": ("/model/unchecked", json_body({"text": "John lives in Rome"})),
-    "JSON unchecked, without what it needs": ("/model/unchecked", json_body({})),
-    "form for JSON": ("/model/unchecked", form("text=a")),
-    "file and choice": (
-        "/model/choice?model=udnie",
-        multipart(data=b"1,2\n3,4\n", filename="a b.csv"),
-    ),
-    "file and choice in the form": ("/model/choice", multipart(model="udnie", num_results="3")),
-    "file and no such choice": ("/model/choice?model=none", multipart()),
-    "file and a negative number": ("/model/choice", multipart(num_results="-3")),
+    "error with data": ("/model/error?how=data", {"method": "POST"}),
+    "exception in a resource": ("/model/error?how=raise", {"method": "POST"}),
+    "file and choice": ("/model/choice?model=udnie", multipart("a b.csv", "text/csv", b"1\n2\n")),
     "numbers": ("/model/measures", {}),
-    "numbers of X-Fields": ("/model/measures", {"headers": {"X-Fields": "{a,c}"}}),
     "trailing slash missing": ("/app", {}),
-    "trailing slash too many": ("/model/metadata/", {}),
     "Swagger UI": ("/", {"headers": {"Accept": "text/html"}}),
     "swagger.json": ("/swagger.json", {}),
     "a style sheet of Swagger UI": ("/swaggerui/droid-sans.css", {}),
@@ -154,35 +101,29 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "script of the web app": ("/js/app.js", {}),
     "svg of the web app": ("/picture.svg", {}),
     "not found": ("/nowhere", {}),
-    "double slash": ("/seen//a//b", {}),
     "escaped path": ("/seen/a%20b/%C3%A9/c%2Fd/%25", {}),
     "cookies": ("/cookies", {"headers": {"Cookie": "x=1; y=2"}}),
     "redirect": ("/redirect", {}),
     "redirect to another host": ("/redirect?to=https://example.com/range", {}),
     "id of its own": ("/seen/x", {"headers": {"X-Request-ID": "x" * 2000}}),
-    "id that is not ASCII": (
-        "/seen/x",
-        {"headers": {"X-Request-ID": "é".encode().decode("latin-1")}},
-    ),
     "range": ("/range", {"headers": {"Range": "bytes=4-99"}}),
     "range not satisfiable": ("/range", {"headers": {"Range": "bytes=99999-"}}),
     "not modified": ("/etag", {"headers": {"If-None-Match": '"abc"'}}),
-    "modified": ("/etag", {"headers": {"If-None-Match": '"other"'}}),
     "head": ("/model/metadata", {"method": "HEAD"}),
-    "head of sound": ("/model/sound", {"method": "HEAD"}),
-    "head of a page": ("/app/", {"method": "HEAD"}),
     "stream": ("/stream", {}),
     "error in the app": ("/raise", {}),
     "headers": (
         "/seen/x",
         {"headers": {"User-Agent": "curl/8.0", "X-One": "é".encode().decode("latin-1")}},
     ),
-    "query and form": ("/seen/x?a=1&b=%26", {}),
+    "PNG body": ("/seen/x", sent(PNG, "image/png", "PUT")),
+    "text body": ("/seen/x", sent("wörld\r\n".encode(), "text/plain", "PATCH")),
+    "DELETE": ("/seen/x", {"method": "DELETE"}),
+    "gzip of JSON": ("/encoded?type=application%2Fjson", {}),
+    "gzip of JavaScript": ("/encoded?type=text%2Fjavascript", {}),
+    "gzip of PNG": ("/encoded?type=image%2Fpng", {}),
     **{
-        f"body of {kind}": (
-            "/seen/x",
-            {"method": "POST", "body": b'{"a": 1}', "headers": {"Content-Type": kind}},
-        )
+        f"body of {kind}": ("/seen/x", sent(b'{"a": 1}', kind))
         for kind in (
             "application/json; a=b",
             "application/problem+json; a=b",
@@ -191,57 +132,31 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "application/x-foo; charset=UTF-8",
         )
     },
-    "PNG body": (
-        "/seen/x",
-        {"method": "PUT", "body": PNG, "headers": {"Content-Type": "image/png"}},
-    ),
-    "text body": (
-        "/seen/x",
-        {"method": "POST", "body": "wörld\r\n".encode(), "headers": {"Content-Type": "text/plain"}},
-    ),
-    "DELETE": ("/seen/x", {"method": "DELETE"}),
-    "gzip of JSON": ("/encoded?type=application%2Fjson", {}),
-    "gzip of JavaScript": ("/encoded?type=text%2Fjavascript", {}),
-    "gzip of PNG": ("/encoded?type=image%2Fpng", {}),
     **{
         f"status {code}": (f"/status/{code}", {})
-        for code in (201, 202, 204, 304, 400, 401, 403, 404, 409, 415, 418, 422, 429, 500, 501, 503)
+        for code in (201, 202, 204, 304, 401, 418, 429, 500, 503)
     },
     **{
-        f"{method} answered {code}": (f"/status/{code}", {"method": method})
-        for method in ("POST", "PUT", "PATCH", "DELETE")
-        for code in (200, 400, 503)
-    },
-    **{
-        f"type {kind} {body!r}": (typed(kind, body), {})
+        f"type {kind} {body!r}": (f"/type?{urlencode({'type': kind, 'hex': body.hex()})}", {})
         for kind, body in (
             ("application/json", b"1234"),
-            ("application/json", b"true"),
-            ("application/json", b"null\n"),
             ("application/json", b'"a"'),
             ("application/json", b"\xff\xfe"),
-            ("application/json", b"{}"),
             ("application/json; a=b", b"1234"),
-            ("application/json; a=b", b"[" + b"1," * 2000 + b"1]"),
             ("application/ld+json; profile=x", b"1234"),
             ("application/problem+json", b"1234"),
-            ("application/vnd.acme+json", b"{}"),
             ("application/vnd.acme+json; charset=utf-8", b"1234"),
-            ("text/plain; charset=utf-8", b"abcd"),
             ("text/html; charset=utf-8", "é".encode()),
             ("text/x-acme", b"a b"),
             ("text/x-acme; charset=utf-8", b"a b"),
             ("image/svg+xml; charset=utf-8", b"<svg/>"),
             ("text/javascript; charset=utf-8", b"1"),
-            ("application/yaml", b"a: 1"),
-            ("application/octet-stream", b"\0\xff"),
             ("image/png; x=1", PNG),
-            ("application/x-numpy", b"\x93NUMPY"),
         )
     },
 }
 # Where the model has the root of a host: also what an app answers that leaves out SCRIPT_NAME.
-ROOT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+ROOT_CASES: dict[str, Case] = {
     **{
         name: CASES[name]
         for name in ("trailing slash missing", "Swagger UI", "swagger.json", "web app", "cookies")
@@ -253,32 +168,14 @@ ROOT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # --web true gives the app less than the client sent: the query beside JSON and repeated
 # parameters are lost.
-RAW_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+RAW_CASES: dict[str, Case] = {
     "JSON and query": ("/seen/x?c=3", json_body({"a": 1})),
-    "JSON as it was written": (
-        "/seen/x",
-        {
-            "method": "POST",
-            "body": b'{"n": 1.50,  "z": 1}',
-            "headers": {"Content-Type": "application/json"},
-        },
-    ),
-    "malformed JSON": (
-        "/model/text",
-        {"method": "POST", "body": b'{"text": [', "headers": {"Content-Type": "application/json"}},
-    ),
+    "JSON as it was written": ("/seen/x", sent(b'{"n": 1.50,  "z": 1}', "application/json")),
+    "malformed JSON": ("/model/text", sent(b'{"text": [', "application/json")),
     "form with repetitions": ("/seen/x?a=1&a=2", form("b=1&b=2&c=%C3%A9")),
-    "gzip body": (
-        "/seen/x",
-        {
-            "method": "POST",
-            "body": b"\x1f\x8b\x08",
-            "headers": {"Content-Type": "application/json", "Content-Encoding": "gzip"},
-        },
-    ),
+    "gzip body": ("/seen/x", sent(b"\x1f\x8b", "application/json", Content_Encoding="gzip")),
     "reserved names": ("/seen/x?__ow_body=x", {}),
-    "bare flag": ("/seen/x?flag", {}),
-    "query without values": ("/seen/x?flag=&empty=", {}),
+    "flag and nothing": ("/seen/x?flag&empty=", {}),
 }
 EVERY_CASE = {**CASES, **RAW_CASES}
 HOST = "model.example.com"
@@ -360,7 +257,7 @@ def compare(
             for pair in expected["headers"]
             if pair[0] != "content-type" or pair in got["headers"]
         ]
-    assert_same(f"{method} {path} {headers} {around(body, None)}", expected, got)
+    assert got == expected
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -383,7 +280,7 @@ def test_the_root_of_a_host_is_the_models_own_address(
     compare(*ROOT_CASES[case], own, web_actions("raw", OPENWHISK_BASE_PATH="/"), "")
 
 
-@pytest.mark.parametrize("path", ["/model/metadata", "/model/sound", "/app/", "/picture.svg"])
+@pytest.mark.parametrize("path", ["/model/metadata", "/model/sound", "/app/"])
 def test_head_tells_the_length_of_get(path: str, own: int, action: WebAction) -> None:
     expected = request(own, "HEAD", path)
     answer = action.request("HEAD", path)

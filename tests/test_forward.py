@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,14 +22,13 @@ from conftest import (
     WebAction,
     free_port,
     has_ended,
-    request,
     running,
     start_container,
     text_of,
     web,
     web_action,
 )
-from test_fidelity import EVERY_CASE, ROOT_CASES, compare, json_body, multipart
+from test_fidelity import EVERY_CASE, ROOT_CASES, Case, compare, json_body, multipart, sent
 
 pytestmark = pytest.mark.stacks(2)  # it needs little of a stack
 ENDED = "The model's server has ended; the log says how."
@@ -44,96 +42,67 @@ def forwarded(stack: str, app: str, command: list[str], port: int, **env: str) -
     return start_container(stack, LIVE_APPS / app, *command, **env)
 
 
+@contextlib.contextmanager
+def beside(stack: str, app: str, command: list[str], **env: str) -> Iterator[tuple[int, WebAction]]:
+    """The port of the server, whose command lacks it, and the web action of another one."""
+    own_port, port = free_port(), free_port()
+    own = Process(*command, str(own_port), cwd=LIVE_APPS / app, port=own_port, env=env)
+    container = forwarded(stack, app, [*command, str(port)], port, **env)
+    with running(own), running(container):
+        assert container.post("/init", {"value": {}}, seconds=240).json == {"ok": True}
+        own.wait_ready(240)
+        with web_action(container.port) as web_port:
+            yield own_port, WebAction(f"http://127.0.0.1:{web_port}{BASE}")
+
+
 @pytest.fixture(scope="module")
-def max_server(stack: str) -> Iterator[WebAction]:
-    """The MAX app's own server, which does not know its path: at the root of a host."""
-    port = free_port()
-    command = [stack, "app.py", "--port", str(port)]
-    with (
-        running(forwarded(stack, "max_app", command, port)) as container,
-        web_action(container.port, parameters={"OPENWHISK_BASE_PATH": "/"}) as web_port,
-    ):
-        yield WebAction(f"http://127.0.0.1:{web_port}{BASE}")
+def max_server(stack: str) -> Iterator[tuple[int, WebAction]]:
+    """It does not know its path: at the root of a host."""
+    command = [stack, "app.py", "--port"]
+    with beside(stack, "max_app", command, OPENWHISK_BASE_PATH="/") as found:
+        yield found
 
 
 ALL_CASES = {**EVERY_CASE, **ROOT_CASES}
 
 
 @pytest.mark.parametrize("case", ALL_CASES)
-def test_the_web_action_answers_as_the_server(case: str, own: int, max_server: WebAction) -> None:
-    compare(*ALL_CASES[case], own, max_server, "")
+def test_the_web_action_answers_as_the_server(case: str, max_server: tuple[int, WebAction]) -> None:
+    compare(*ALL_CASES[case], *max_server, "")
 
 
 # ---- Servers of others ----
 
-UVICORN_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+UVICORN = [sys.executable, "-m", "uvicorn", "main:app", "--port"]
+UVICORN_CASES: dict[str, Case] = {
     "file": ("/predict?threshold=0.25", multipart()),
-    "file of 700 kB": ("/predict", multipart(data=bytes(700_000))),
-    "no file": ("/predict", {"method": "POST"}),
     "JSON": ("/text", json_body({"text": "é", "count": 2})),
-    "JSON that breaks the schema": ("/text", json_body({"text": 1})),
-    "malformed JSON": ("/text", {**json_body({}), "body": b"{"}),
     "picture": ("/picture", {}),
     "stream": ("/stream", {}),
-    "cookies": ("/cookies", {}),
-    "redirect to another host": ("/moved?to=https://example.com/docs", {}),
-    "redirect to its root": ("/moved?to=/app/", {}),
     "redirect to its own address": ("/moved?to=http://model.example.com/app/?a=1", {}),
     "redirect of a slash too many": ("/seen/", {"method": "POST"}),
-    "not found": ("/nowhere", {}),
-    "wrong method": ("/text", {}),
     "target": ("/seen/a%2Fb%20c//%C3%A9;x=1?a=%26+&b", {"headers": {"X-One": "1"}}),
-    "DELETE": ("/seen/a", {"method": "DELETE"}),
-    "PUT": ("/seen/a", {"method": "PUT", "body": b"\x00\xff", "headers": {"Content-Type": "a/b"}}),
+    "PUT": ("/seen/a", sent(b"\x00\xff", "a/b", "PUT")),
     "schema": ("/openapi.json", {}),
 }
 
 
 @pytest.fixture(scope="module")
-def uvicorn_ports(stack: str) -> Iterator[tuple[int, WebAction]]:
-    """Its own port, and its web action."""
-    own_port, port = free_port(), free_port()
-    command = [sys.executable, "-m", "uvicorn", "main:app", "--port"]
-    folder = LIVE_APPS / "fastapi_app"
-    with (
-        running(Process(*command, str(own_port), cwd=folder, port=own_port)) as own_server,
-        running(forwarded(stack, "fastapi_app", [*command, str(port)], port)) as container,
-        web_action(container.port) as web_port,
-    ):
-        own_server.wait_ready()
-        yield own_port, WebAction(f"http://127.0.0.1:{web_port}{BASE}")
+def uvicorn(stack: str) -> Iterator[tuple[int, WebAction]]:
+    with beside(stack, "fastapi_app", UVICORN) as found:
+        yield found
 
 
 @pytest.mark.parametrize("case", UVICORN_CASES)
-def test_uvicorn_with_fastapi(case: str, uvicorn_ports: tuple[int, WebAction]) -> None:
-    own, action = uvicorn_ports
+def test_uvicorn_with_fastapi(case: str, uvicorn: tuple[int, WebAction]) -> None:
+    own, action = uvicorn
     compare(*UVICORN_CASES[case], own, action, action.base)
 
 
-def test_uvicorns_docs_page_with_its_path(stack: str) -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "main:app", "--port", str(port)]
-    root = {"UVICORN_ROOT_PATH": BASE}
-    with (
-        running(forwarded(stack, "fastapi_app", command, port, **root)) as container,
-        web_action(container.port) as web_port,
-    ):
-        assert (
-            f"url: '{BASE}/openapi.json'" in request(web_port, "GET", BASE + "/docs").body.decode()
-        )
-        assert request(web_port, "GET", BASE + "/openapi.json").json["servers"] == [{"url": BASE}]
-
-
-def test_gunicorn_with_two_workers(stack: str) -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "gunicorn", "--workers", "2", "--bind", f"127.0.0.1:{port}"]
-    with running(forwarded(stack, "plain_flask", [*command, "service.api:app"], port)) as container:
-        assert container.post("/init", {"value": {}}).json == {"ok": True}
-        for _ in range(4):
-            assert text_of(container.run(web("/hello"))) == "hello"
-        assert container.stop() == 0
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port))
+def test_uvicorns_docs_page_works_if_it_is_told_its_path(stack: str) -> None:
+    with beside(stack, "fastapi_app", UVICORN, UVICORN_ROOT_PATH=BASE) as (_, action):
+        assert f"url: '{BASE}/openapi.json'" in action.request("GET", "/docs").body.decode()
+        assert action.request("GET", "/openapi.json").json["servers"] == [{"url": BASE}]
 
 
 # ---- A request ----
@@ -166,24 +135,15 @@ def error_of(result: dict[str, Any]) -> tuple[int, str]:
 def test_the_request_keeps_who_asked_and_has_the_base_path(server: Process) -> None:
     names = {"host": "a.example", "x_forwarded_for": "192.0.2.1", "x_forwarded_proto": "https"}
     hearsay = {"x_forwarded_prefix": "//evil.example", "te": "trailers", "upgrade": "websocket"}
-    assert told(server, "/a%2Fb?x=%26", connection="x-one", x_one="1", **names, **hearsay) | {
-        "env": {},
-        "pid": 0,
-        "peer": 0,
-    } == {
-        "headers": {
-            "host": "a.example",
-            "x-forwarded-for": "192.0.2.1",
-            "x-forwarded-proto": "https",
-            "x-forwarded-prefix": BASE,
-            "x-one": "1",
-            "connection": "close",
-        },
-        "path": "/a%2Fb?x=%26",
-        "posts": 0,
-        "env": {},
-        "pid": 0,
-        "peer": 0,
+    seen = told(server, "/a%2Fb?x=%26", connection="x-one", x_one="1", **names, **hearsay)
+    assert seen["path"] == "/a%2Fb?x=%26"
+    assert seen["headers"] == {
+        "host": "a.example",
+        "x-forwarded-for": "192.0.2.1",
+        "x-forwarded-proto": "https",
+        "x-forwarded-prefix": BASE,
+        "x-one": "1",
+        "connection": "close",
     }
 
 
@@ -214,7 +174,6 @@ def test_an_answer_before_the_body_is_read_comes_through(server: Process) -> Non
 @pytest.mark.parametrize(
     ("place", "expected"),
     [
-        ("/there", BASE + "/there"),
         ("/there?a=/b#c", BASE + "/there?a=/b#c"),
         ("there", "there"),
         (BASE + "/there", BASE + "/there"),
@@ -226,8 +185,6 @@ def test_an_answer_before_the_body_is_read_comes_through(server: Process) -> Non
         (BASE + "/../other", BASE + "/api/v1/web/guest/default/other"),
         ("http://localhost:PORT//b.example/there", BASE + "/b.example/there"),
         ("http://a.example/there", f"http://a.example{BASE}/there"),
-        ("https://b.example/there", "https://b.example/there"),
-        ("http://localhost:PORT/there", BASE + "/there"),
         ("http://127.0.0.1:PORT/there", BASE + "/there"),
         ("http://0.0.0.0:PORT/there", BASE + "/there"),
     ],
@@ -292,9 +249,7 @@ def test_the_server_has_the_containers_environment_and_its_port(stack: str, port
         assert (seen["PORT"], seen["OWN_KEY"]) == (str(port), "1")
         assert error_of(container.run(web("/exit"))) == (502, ENDED)
         seen = told(container)["env"]
-        assert not [
-            name for name in seen if name.startswith(("OPENWHISK_U", "OPENWHISK_R", "__OW"))
-        ]
+        assert not re.search("OPENWHISK_[UR]|__OW", " ".join(seen))
 
 
 @pytest.mark.parametrize(
@@ -324,21 +279,12 @@ def test_callers_who_wait_for_one_start_share_its_failure(
         callers = [pool.submit(container.run, web("/")) for _ in range(8)]
         while (tmp_path / "tries").read_text() != "\n\n":
             time.sleep(0.02)
-        connections = f"/proc/{container.popen.pid}/fd"
-        while sum("socket" in os.readlink(entry) for entry in entries(connections)) < 9:
+        files = Path(f"/proc/{container.popen.pid}/fd")
+        while sum(file.is_socket() for file in files.iterdir()) < 9:
             time.sleep(0.02)
         (tmp_path / "go").touch()
         assert {error_of(caller.result()) for caller in callers} == {(502, NOT_READY)}
         assert (tmp_path / "tries").read_text() == "\n\n"
-
-
-def entries(folder: str) -> list[str]:
-    """Those of a process's descriptors, which come and go."""
-    return [
-        entry
-        for entry in map(f"{folder}/{{}}".format, os.listdir(folder))
-        if os.path.lexists(entry)
-    ]
 
 
 def test_a_server_is_ready_when_its_path_is(stack: str, port: int, tmp_path: Path) -> None:
@@ -380,16 +326,15 @@ def test_a_server_that_does_not_listen_is_told_at_the_time_limit(stack: str, por
         assert (answer.status, answer.json) == (502, {"error": error})
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_server_ends_with_the_container_and_all_that_it_started(
-    stack: str, port: int, tmp_path: Path, number: int
+    stack: str, port: int, tmp_path: Path
 ) -> None:
     mark = tmp_path / "child"
     command = [sys.executable, "server.py", str(port)]
     with running(forwarded(stack, "server", command, port, CHILD_PID=str(mark))) as container:
         container.post("/init", {"value": {}})
         pids = [told(container)["pid"], int(mark.read_text())]
-        assert container.stop(number) == 0
+        assert container.stop() == 0
         assert "ended in peace" in container.rest(container.out)
     assert all(map(has_ended, pids))
 
@@ -397,30 +342,18 @@ def test_the_server_ends_with_the_container_and_all_that_it_started(
 # ---- MLflow ----
 
 IRIS = json_body({"inputs": [[5.1, 3.5, 1.4, 0.2]]})
-MLFLOW_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+MLFLOW_CASES: dict[str, Case] = {
     "ping": ("/ping", {}),
-    "version": ("/version", {}),
     "prediction": ("/invocations", IRIS),
-    "prediction at the bare URL": ("", IRIS),
-    "malformed JSON": ("", {**IRIS, "body": b'{"inputs": [['}),
-    "JSON without inputs": ("", json_body({})),
-    "too few columns": ("", json_body({"inputs": [[5.1]]})),
-    "CSV": (
-        "",
-        {
-            "method": "POST",
-            "body": b"a,b,c,d\n5.1,3.5,1.4,0.2\n",
-            "headers": {"Content-Type": "text/csv"},
-        },
-    ),
+    "malformed JSON": ("", sent(b'{"inputs": [[', "application/json")),
+    "CSV": ("", sent(b"a,b,c,d\n5.1,3.5,1.4,0.2\n", "text/csv")),
     "picture": ("", multipart()),
-    "wrong method": ("/invocations", {}),
 }
 
 
-@pytest.mark.only_on("3.11-mlflow", "MLflow, which takes 510 MB", "see CONTRIBUTING.md")
-def test_mlflow_models_serve(stack: str, tmp_path: Path) -> None:
-    model, own_port, port = str(tmp_path / "model"), free_port(), free_port()
+@pytest.fixture(scope="module")
+def mlflow(stack: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, WebAction]]:
+    model = str(tmp_path_factory.mktemp("mlflow") / "model")
     subprocess.run([stack, LIVE_APPS / "mlflow_model/make.py", model], check=True)
     command = [stack, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
     env = {
@@ -428,20 +361,14 @@ def test_mlflow_models_serve(stack: str, tmp_path: Path) -> None:
         "OPENWHISK_PREDICT_PATH": "/invocations",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    own = Process(*command, "-p", str(own_port), cwd=tmp_path, port=own_port, env=env)
-    container = forwarded(stack, "mlflow_model", [*command, "-p", str(port)], port, **env)
-    with running(own), running(container):
-        assert container.post("/init", {"value": {}}, seconds=240).json == {"ok": True}
-        own.wait_ready(240)
-        with web_action(container.port) as web_port:
-            action = WebAction(f"http://127.0.0.1:{web_port}{BASE}")
-            for path, details in MLFLOW_CASES.values():
-                compare(path, details, own_port, action, action.base, predict="/invocations")
-            assert action.request("GET", "/ping").status == 200
-            prediction = action.request("POST", "", IRIS["body"], IRIS["headers"])
-            assert (prediction.status, prediction.json) == (200, {"predictions": [0]})
-            malformed = action.request("POST", "", b'{"inputs": [[', IRIS["headers"])
-            assert (malformed.status, malformed.json["error_code"]) == (400, "BAD_REQUEST")
-        assert container.stop() == 0
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port))
+    with beside(stack, "mlflow_model", [*command, "-p"], **env) as found:
+        yield found
+
+
+@pytest.mark.only_on("3.11-mlflow", "MLflow, which takes 510 MB", "see CONTRIBUTING.md")
+@pytest.mark.parametrize("case", MLFLOW_CASES)
+def test_mlflow_models_serve(case: str, mlflow: tuple[int, WebAction]) -> None:
+    own, action = mlflow
+    compare(*MLFLOW_CASES[case], own, action, action.base, predict="/invocations")
+    prediction = action.request("POST", "", IRIS["body"], IRIS["headers"])
+    assert (prediction.status, prediction.json) == (200, {"predictions": [0]})

@@ -18,13 +18,7 @@ from hypothesis import strategies as st
 
 pytestmark = pytest.mark.stacks(1)  # what this asks for has nothing to do with the others
 TOKEN = "!#$%&'*+-.^`|~" + "0123456789" + "abcdefghijklmnopqrstuvwxyz"
-BINARY = [
-    "application/json",
-    "image/png",
-    "multipart/form-data; boundary=x",
-    "a/b; c=d",
-    "a/b+json",
-]
+BINARY = ["application/json", "image/png", "multipart/form-data", "a/b; c=d", "a/b+json"]
 TEXT = ["text/plain", "text/html; charset=utf-8", "application/xml", "a/b; charset=utf-8"]
 
 segments = st.text(st.sampled_from("abc é大😀%/+;=&?#~'\"<>\\\t"), min_size=1, max_size=8)

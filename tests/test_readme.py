@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Process, documented, free_port, running
+from conftest import ROOT, Process, documented, free_port, run, running
 
 import openwhisk
 
@@ -17,13 +17,6 @@ BEHAVIOUR = (ROOT / "docs/behaviour.md").read_text()
 SCRIPTS = {name: (ROOT / name).read_text() for name in ("build.sh", "deploy.sh")}
 PAGES = [ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
-
-
-def help_of(*command: str) -> str:
-    done = subprocess.run(
-        [*command, "--help"], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    return done.stdout
 
 
 def variables_of(script: str) -> dict[str, str]:
@@ -48,32 +41,31 @@ def test_the_table_lists_every_setting() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_help_lists_every_variable_of_a_script(script: str) -> None:
-    text, variables = help_of(f"./{script}"), variables_of(script)
+    text, variables = run(ROOT / script, "--help"), variables_of(script)
     assert set(re.findall(r"^  ([A-Z_]{3,})  ", text, re.MULTILINE)) == set(variables)
     for name in {"REGISTRY", "TAG", "TIMEOUT", "DOCKER", "MEMORY", "WSK"} & set(variables):
         shown = re.search(rf"^  {name} .*\(default: ([^;)]*)", text, re.MULTILINE)
         assert shown and shown[1] == variables[name]
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_option_that_a_script_does_not_have_is_a_sentence(script: str) -> None:
+    done = subprocess.run([ROOT / script, "--pull"], capture_output=True, text=True)
+    assert (done.returncode, "there is no option --pull" in done.stderr) == (1, True)
+
+
 def test_the_pages_name_no_other_variable() -> None:
-    known = {
-        *variables_of("build.sh"),
-        *variables_of("deploy.sh"),
-        "UVICORN_ROOT_PATH",
-        "LLAMA_ARG_PORT",
-    }
+    known = {*variables_of("build.sh"), *variables_of("deploy.sh")}
+    known |= {"UVICORN_ROOT_PATH", "LLAMA_ARG_PORT"}
     assert set(re.findall(r"\b([A-Z_]{3,})=", README + BEHAVIOUR)) <= known
 
 
 def test_every_command_of_the_readme_is_run_by_a_test() -> None:
     tests = "".join(file.read_text() for file in (ROOT / "tests").glob("test_*.py"))
-    commands = re.findall(r"^\$ (.*)", README, re.MULTILINE)
+    local = README.replace("https://openwhisk.example.com", "http://127.0.0.1:3233")
+    commands = re.findall(r"^\$ (.*)", local, re.MULTILINE)
     assert len(commands) == 5
-    local = [
-        command.replace("https://openwhisk.example.com", "http://127.0.0.1:3233")
-        for command in commands
-    ]
-    assert [command for command in local if command not in tests] == []
+    assert [command for command in commands if command not in tests] == []
 
 
 def test_the_changelog_is_of_this_version() -> None:
@@ -107,10 +99,8 @@ def test_the_table_lists_every_stack() -> None:
         python, flask, werkzeug, rest, maxfw = (cell.strip() for cell in row.split("|")[1:6])
         packages = f"flask=={flask} werkzeug=={werkzeug} {rest.replace(' ', '==')} maxfw=={maxfw}"
         listed.append((python, set(packages.split())))
-    stacks = [
-        (file.stem.partition("-")[0], set(file.read_text().split()))
-        for file in (ROOT / "requirements" / "stacks").glob("*.txt")
-    ]
-    for python, pins in stacks:
-        assert [row for row in listed if row[0] == python and row[1] <= pins], (python, pins)
+    stacks = list((ROOT / "requirements" / "stacks").glob("*.txt"))
+    for file in stacks:
+        python, pins = file.stem.partition("-")[0], set(file.read_text().split())
+        assert [row for row in listed if row[0] == python and row[1] <= pins], file.stem
     assert len(listed) == len(stacks)

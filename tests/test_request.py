@@ -52,15 +52,15 @@ def seen(recorder: Process, value: dict[str, Any]) -> dict[str, Any]:
 def test_the_environ_is_the_whole_request() -> None:
     names = {"x-name": "é", "x_name": "another", "x-forwarded-for": "1.2.3.4, 5.6.7.8"}
     kinds = {"content-type": "image/png", "accept": "*/*", "accept-encoding": "gzip"}
-    value = web("/a%2Fb//caf%C3%A9", "post", "iVBORw==", "a=1&b=%26")
+    value = web("/a%2Fb//%C3%A9%FF%25", "post", "iVBORw==", "a=1&b=%26")
     value = {**value, "__ow_headers": {"host": "h:3233", **names, **kinds}, "__ow_user": "me"}
     environ = environ_of(value)
     assert {name: environ[name] for name in environ if name[:5] != "wsgi."} == {
         "REQUEST_METHOD": "POST",
         "SCRIPT_NAME": BASE,
-        "PATH_INFO": "/a/b//caf\xc3\xa9",
+        "PATH_INFO": "/a/b//\xc3\xa9\xff%",
         "QUERY_STRING": "a=1&b=%26",
-        "REQUEST_URI": BASE + "/a%2Fb//caf%C3%A9?a=1&b=%26",
+        "REQUEST_URI": BASE + "/a%2Fb//%C3%A9%FF%25?a=1&b=%26",
         "SERVER_PROTOCOL": "HTTP/1.1",
         "SERVER_NAME": "h",
         "SERVER_PORT": "3233",
@@ -75,27 +75,11 @@ def test_the_environ_is_the_whole_request() -> None:
     }
 
 
-PATHS = {
-    "bare URL": ("", "/v1/x", "/v1/x"),
-    "double slashes": ("//a//b/", "//a//b/", "//a//b/"),
-    "escapes": ("/a%20b%2Fc%25", "/a b/c%", "/a%20b%2Fc%25"),
-    "UTF-8": ("/%E5%A4%A7", "/\xe5\xa4\xa7", "/%E5%A4%A7"),
-    "no UTF-8": ("/%FF", "/\xff", "/%FF"),
-}
-
-
-@pytest.mark.parametrize(("path", "info", "uri"), PATHS.values(), ids=PATHS)
-def test_the_path_is_the_callers_byte_for_byte(path: str, info: str, uri: str) -> None:
-    environ = environ_of(web(path), OPENWHISK_PREDICT_PATH="/v1/x")
-    assert (environ["PATH_INFO"], environ["REQUEST_URI"]) == (info, BASE + uri)
-
-
 BASES = {
     "without a package": ("/guest/ocr", "", "/api/v1/web/guest/default/ocr"),
     "in a package": ("/guest/models/ocr", "", "/api/v1/web/guest/models/ocr"),
     "of a namespace with a space": ("/a b@c/ocr", "", "/api/v1/web/a b@c/default/ocr"),
     "setting": ("/guest/ocr", "/models/ocr/", "/models/ocr"),
-    "root of a host": ("/guest/ocr", "/", ""),
 }
 
 
@@ -125,13 +109,12 @@ def test_the_address_is_the_callers(host: str, proto: str, proxy: str, expected:
     assert tuple(environ[name] for name in names) == expected
 
 
-@pytest.mark.parametrize(("method", "length"), [("get", None), ("post", "0"), ("put", "0")])
-def test_a_length_is_told_of_what_usually_has_a_body(method: str, length: Any) -> None:
-    assert environ_of(web("/x", method)).get("CONTENT_LENGTH") == length
+LENGTHS = {"get": None, "post": "0", "put": "0", "patch": "0"}
 
 
-def test_head_is_asked_as_get() -> None:
-    assert environ_of(web("/x", "head"))["REQUEST_METHOD"] == "GET"
+@pytest.mark.parametrize("method", LENGTHS)
+def test_a_length_is_told_of_what_usually_has_a_body(method: str) -> None:
+    assert environ_of(web("/x", method)).get("CONTENT_LENGTH") == LENGTHS[method]
 
 
 BASE64_TYPES = [JSON, JSON + "; charset=utf-8", "a/b+json", "text/x-acme", "image/png; charset=x"]
@@ -163,20 +146,10 @@ def test_web_true_is_made_a_request_again(value: dict[str, Any], query: str, bod
     assert (environ["QUERY_STRING"], environ["wsgi.input"]) == (query, body)
 
 
-DATA = bytes(range(256)) * 192 + b"end"
-LONG_BODIES = {
-    f"{size} bytes": ("image/png", base64.b64encode(DATA[:size]).decode(), DATA[:size])
-    for size in range(LONG - 3, LONG + 4)
-}
-LONG_BODIES |= {
-    f"text of {ascii(text)}": ("text/plain", text * 70_000, text.encode() * 70_000)
-    for text in ("é", "\\", '"', "\n")
-}
-
-
-@pytest.mark.parametrize(("kind", "sent", "body"), LONG_BODIES.values(), ids=LONG_BODIES)
-def test_a_long_body_arrives(recorder: Process, kind: str, sent: str, body: bytes) -> None:
-    assert seen(recorder, web("/x", "post", sent, content_type=kind))["wsgi.input"] == body
+@pytest.mark.parametrize("text", ["é", "\\", '"', "\n"], ids=ascii)
+def test_a_long_text_arrives(recorder: Process, text: str) -> None:
+    value = web("/x", "post", text * 70_000, content_type="text/plain")
+    assert seen(recorder, value)["wsgi.input"] == text.encode() * 70_000
 
 
 NESTED, SHORT = {"deep": {"__ow_body": "x" * 70_000}}, web("/x", "post", "bWluZQ==")
@@ -189,7 +162,7 @@ def test_a_callers_own_ow_body_is_not_taken_for_the_body(value: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("openssl", [openwhisk.EVP_DecodeBlock, None], ids=["OpenSSL", "Python"])
-@pytest.mark.parametrize("size", [0, 1, 2, 3, *range(LONG - 3, LONG + 4), 1_000_000])
+@pytest.mark.parametrize("size", [0, 1, 2, 3, *range(LONG - 3, LONG + 4)])
 def test_base64_of_any_length_is_decoded(
     monkeypatch: pytest.MonkeyPatch, size: int, openssl: Any
 ) -> None:
@@ -222,23 +195,9 @@ def test_bound_settings_are_read_where_no_parameter_is_a_callers(
     assert tuple(environ[name] for name in names) == expected
 
 
-WRONG: dict[str, Any] = dict(zip(openwhisk.BOUND, ["/a?b", "//evil", -1]))
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_the_log_says_what_a_bound_setting_must_be_like(recorder: Process, name: str) -> None:
-    example = openwhisk.SETTINGS[name][2]
-    assert recorder.run({**web(), name: WRONG[name]}) == FAILED
-    recorder.until(f"{name} must be like {example}, not '{WRONG[name]}'.", recorder.err)
-
-
-def test_the_environment_has_what_init_and_run_bring(flask_app: Process) -> None:
-    """Under LC_ALL=C, too, of an id that a caller has chosen by X-Request-ID."""
-    flask_app.post("/init", {"value": {"env": {"__OW_API_HOST": "h", "TOKEN": "é", "N": 1}}})
-    result = flask_app.run(web("/spawn"), activation_id="a1", transaction_id="大\0\ud800")
-    expected = {"__OW_API_HOST=h", "TOKEN=é", "N=1", "__OW_ACTION_NAME=/guest/rec"}
-    expected |= {"__OW_ACTIVATION_ID=a1", "__OW_TRANSACTION_ID=大?"}
-    assert set(result["body"].splitlines()) >= expected
+def test_the_log_says_what_a_bound_setting_must_be_like(recorder: Process) -> None:
+    assert recorder.run({**web(), "OPENWHISK_RESULT_LIMIT": -1}) == FAILED
+    recorder.until("OPENWHISK_RESULT_LIMIT must be like 1048576, not '-1'.", recorder.err)
 
 
 HTML, ANY = {"accept": "text/html,*/*"}, {"accept": "*/*"}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import tracemalloc
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from wsgiref.validate import validator
 
 import pytest
-from conftest import ROOT, SENTINEL, Process, answering, running, start_script, web
+from conftest import ROOT, SENTINEL, Process, answering, web
 from werkzeug.datastructures import Headers
 from werkzeug.wsgi import ClosingIterator
 
@@ -90,8 +90,9 @@ def test_a_status_from_500_on_is_a_failed_activation(status: int) -> None:
 
 HEADERS = {
     "repeated": ([("X-A", "1"), ("X-A", "2"), ("X-B", "3")], {"X-A": ["1", "2"], "X-B": "3"}),
-    "the controller's": ([("Date", "x"), ("Access-Control-Allow-Origin", "*")], {}),
-    "the connection's": ([("Connection", "x"), ("Content-Length", "1"), ("server", "x")], {}),
+    "the controller's": ([("Date", "x"), ("server", "x")], {}),
+    "the connection's": ([("Connection", "x"), ("Transfer-Encoding", "x")], {}),
+    "length and origin": ([("Content-Length", "1"), ("Access-Control-Allow-Origin", "*")], {}),
     "no token": ([("", "a"), ("X A", "a"), ("X:Y", "a"), ("Ü", "a"), ("X\n", "a")], {}),
     "line ends and NUL": ([("A", "a\r\nB: b"), ("A", "a\n"), ("A", "a\r"), ("A", "a\0")], {}),
     "odd, but allowed": ([("!#$%&'*+.^_`|~", "\té\x7f:")], {"!#$%&'*+.^_`|~": "\té\x7f:"}),
@@ -111,7 +112,6 @@ TYPES = {  # Content-Type and body of the app; Content-Type and body of the resu
     "text in latin-1": ("a/b; charset=latin1", b"\xe9", "a/b; charset=latin1", "é"),
     "no text": (TEXT, b"\xff", OCTETS, b"\xff"),
     "no charset": (TEXT + "; charset=nonsense", b"a", OCTETS, b"a"),
-    "no text of the charset": ("a/b; c=d; charset=utf-8", b"\xff", "a/b; c=d", b"\xff"),
     "binary": ("image/png; a=b", b"\x89", "image/png; a=b", b"\x89"),
     "binary with a charset": (SVG + "; charset=utf-8", b"<svg/>", SVG, b"<svg/>"),
     "malformed": ("garbage", b"a", OCTETS, b"a"),
@@ -209,22 +209,13 @@ def test_what_fits_is_not_packed(recorder: Process, size: int, limit: int) -> No
     assert recorder.run(value) == {"statusCode": 200, "headers": KIND, "body": "[" * size}
 
 
-EMOJI = """
-def app(environ, start_response):
-    start_response("200 OK", [("Content-Type", "%s")])
-    return [b"\\xf0\\x9f\\x98\\x80", b"x" * (31 << 20)]
-"""
-
-
 @pytest.mark.parametrize("kind", [JSON, TEXT])
-def test_a_large_answer_takes_little_memory(stack: str, tmp_path: Path, kind: str) -> None:
-    """The app's own copy, another, and less than 16 times the limit: decoded it takes 124 MiB."""
-    with running(start_script(stack, tmp_path, EMOJI % kind, OPENWHISK_APP="app:app")) as process:
-        process.post("/init", {"value": {}})
-        status = Path(f"/proc/{process.popen.pid}/status")
-        before, _, after = [
-            status.read_text().partition("VmHWM:")[2].split()[0],
-            process.run(web("/x", accept_encoding="gzip")),
-            status.read_text().partition("VmHWM:")[2].split()[0],
-        ]
-    assert int(after) - int(before) < (31 + 31 + 16) * 1024
+def test_a_large_answer_takes_little_memory(kind: str) -> None:
+    """Less than 16 times the limit: decoded it takes 124 MiB."""
+    body = "😀".encode() + b"x" * (31 << 20)
+    response = openwhisk.Response(200, Headers([("Content-Type", kind)]), body)
+    tracemalloc.start()
+    openwhisk.fit(response, "gzip", 1 << 20)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16 << 20

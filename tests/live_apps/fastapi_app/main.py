@@ -40,14 +40,6 @@ def moved(to: str) -> RedirectResponse:
     return RedirectResponse(to)
 
 
-@app.get("/cookies")
-def cookies() -> Response:
-    response = Response("set", media_type="text/plain")
-    response.set_cookie("a", "1")
-    response.set_cookie("b", "2")
-    return response
-
-
 @app.api_route("/seen/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
 async def seen(request: Request) -> Any:
     body = await request.body()

@@ -2,7 +2,6 @@
 asks for."""
 
 import os
-import subprocess
 import sys
 import time
 from typing import Any
@@ -32,12 +31,6 @@ def environment() -> Any:
     )
 
 
-@application.route("/spawn")
-def spawn() -> Any:
-    """The environment that a child process gets."""
-    return Response(subprocess.check_output(["env"]), mimetype="text/plain")
-
-
 @application.route("/exit")
 def leave() -> Any:
     sys.exit("secret")
@@ -63,11 +56,6 @@ def sleep(seconds: Any) -> Any:
 @application.route("/bytes/<int:count>")
 def count(count: Any) -> Any:
     return Response(b"7" * count, mimetype="application/octet-stream")
-
-
-@application.route("/brotli")
-def brotli() -> Any:
-    return Response(b"no brotli", mimetype="text/html", headers={"Content-Encoding": "br"})
 
 
 class Raises:

@@ -125,17 +125,6 @@ class Text(CustomMAXAPI):
         }
 
 
-class Big(CustomMAXAPI):
-    def post(self) -> Any:
-        """image -> a very big JSON"""
-        request.files["image"].read()
-        return {
-            "map": [
-                [column % 7 for column in range(int(request.args["size"]))] for row in range(100)
-            ]
-        }
-
-
 class Error(CustomMAXAPI):
     def post(self) -> Any:
         """Errors in the models' ways: data of an exception, keywords of abort, a failure inside"""
@@ -166,12 +155,6 @@ class Nested(CustomMAXAPI):
     def post(self) -> Any:
         """JSON in JSON -> a list"""
         return [len(paragraph["context"]) for paragraph in MAX_API.payload["paragraphs"]]
-
-
-class Unchecked(CustomMAXAPI):
-    def post(self) -> Any:
-        """JSON that nobody checks"""
-        return {"tags": request.get_json()["text"].split()}
 
 
 choice_parser = MAX_API.parser()
@@ -217,10 +200,8 @@ for api, route in (
     (Sound, "/sound"),
     (Words, "/words"),
     (Text, "/text"),
-    (Big, "/big"),
     (Error, "/error"),
     (Nested, "/nested"),
-    (Unchecked, "/unchecked"),
     (Choice, "/choice"),
     (Measures, "/measures"),
 ):
