@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests and checks, with this machine's Python, in about a minute.
-# --all: also with Docker, with each stack of requirements/stacks that this machine has a Python for, and more
-# generated cases.
+# --all: also with Docker, with each stack of requirements/stacks that this machine has a Python for, with more
+# generated cases, and with coverage.
 set -euo pipefail
 cd "$(dirname "$0")"
 . requirements/install.sh
@@ -19,7 +19,7 @@ case ${1:-} in
     '') ;;
     --all)
         make_venv # the stacks are in it
-        options=(--ignore=tests/test_docker.py --hypothesis-profile=thorough "--stack=$python")
+        options=(--all --cov --ignore=tests/test_docker.py --hypothesis-profile=thorough "--stack=$python")
         versions=$(pyenv versions --bare 2>/dev/null | tr '\n' ':') || true
         for file in requirements/stacks/*.txt; do
             name=$(basename "$file" .txt)
@@ -44,7 +44,7 @@ if [ "${1:-}" = --all ]; then
     jobs+=($!)
 fi
 for job in "${installing[@]}"; do wait "$job"; done
-.venv/bin/python -m pytest -n "$((2 * $(getconf _NPROCESSORS_ONLN)))" --dist worksteal --cov --instafail \
+.venv/bin/python -m pytest -n "$((2 * $(getconf _NPROCESSORS_ONLN)))" --dist worksteal --instafail \
     "${options[@]}" tests | tee "$logs/tests" || failed=1
 for job in "${jobs[@]}"; do wait "$job" || failed=1; done
 [ "${1:-}" != --all ] || echo "With Docker: $(tail -n 1 "$logs/docker")"

@@ -24,30 +24,31 @@ make_venv() {
 }
 
 install() {
-    local log stamp
-    stamp=.venv/installed-$(cat "$@" | cksum | tr -d ' ')
-    [ -e "$stamp" ] && return
+    local file log missing=no
     make_venv
+    for file in "$@"; do [ -e "$(stamp .venv "$file")" ] || missing=yes; done
+    [ $missing = yes ] || return 0
     echo "Installing $* into .venv (some minutes the first time)"
     log=$(mktemp)
     "$python" -m pip install --disable-pip-version-check "${@/#/-r}" >"$log" 2>&1 || {
         tail -n 5 "$log" >&2
         fail "pip could not install $*: is there a network? All that it said is in $log."
     }
-    touch "$stamp"
+    for file in "$@"; do touch "$(stamp .venv "$file")"; done
     rm "$log"
 }
 
 install_stack() { # with the Python that the file's name begins with
-    local name folder stamp
+    local name folder
     name=$(basename "$1" .txt) folder=.venv/stacks/$(basename "$1" .txt)
-    stamp=$folder/installed-$(cksum <"$1" | tr -d ' ')
-    [ -e "$stamp" ] && return
+    [ -e "$(stamp "$folder" "$1")" ] && return
     echo "Installing $1 into $folder"
     rm -rf "$folder"
     if ! "python${name%%-*}" -m venv "$folder" || ! "$folder/bin/pip" install -q --disable-pip-version-check -r "$1"; then
         rm -rf "$folder"
         fail "The stack $1 could not be installed."
     fi
-    touch "$stamp"
+    touch "$(stamp "$folder" "$1")"
 }
+
+stamp() { echo "$1/installed-$(cksum <"$2" | tr -d ' ')"; } # folder, file: there when it is installed

@@ -84,7 +84,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "only_on(stack, what, how): needs what is only on that stack"
     )
     config.addinivalue_line(
-        "markers", "stacks(count): with the first stack alone (1), or with the oldest one, too (2)"
+        "markers",
+        "stacks(count): with the first stack alone (1), with the oldest (2), the newest (3)",
     )
     if config.getoption("--openwhisk") and not config.getoption("--base-image"):
         raise pytest.UsageError("--openwhisk needs --base-image: an image with Python and a stack.")
@@ -101,9 +102,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             skip = pytest.mark.skip(reason=f"with {what}; {how}")
             missing = [pytest.param("", marks=skip, id="none")]
         elif count := metafunc.definition.get_closest_marker("stacks"):
-            oldest = [name for name in pythons if name.startswith("3.6")]
-            names = [next(iter(pythons)), *oldest][: count.args[0]]
-            pythons = {name: pythons[name] for name in names}
+            names = [next(iter(pythons)), "3.6-maxfw-1.1.3", "3.13"][: count.args[0]]
+            pythons = {name: pythons[name] for name in names if name in pythons}
         found = [pytest.param(python, id=name) for name, python in pythons.items()]
         metafunc.parametrize("stack", found or missing, scope="session")
 
@@ -260,15 +260,8 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.popen.pid, signal.SIGKILL)
 
-    def request(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None = None,
-        headers: dict[str, str] | None = None,
-        seconds: float = 60,
-    ) -> Answer:
-        return request(self.port, method, path, body, headers, seconds)
+    def request(self, *what: Any, **options: Any) -> Answer:
+        return request(self.port, *what, **options)
 
     def post(self, path: str, message: Any, seconds: float = 60) -> Answer:
         """POST /init or /run as the invoker does; checks what it demands of every answer."""
@@ -433,27 +426,11 @@ class WebAction:
         self.host, self.base, self.https = parts.hostname or "", parts.path, parts.scheme == "https"
         self.port = parts.port or (443 if self.https else 80)
 
-    def request(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None = None,
-        headers: dict[str, str] | list[tuple[str, str]] | None = None,
-        chunks: bytes | None = None,
-    ) -> Answer:
-        """Waits, if OpenWhisk takes no more requests in this minute."""
+    def request(self, method: str, path: str, *what: Any, **options: Any) -> Answer:
+        """As `request`; waits, if OpenWhisk takes no more requests in this minute."""
+        place = {"host": self.host, "https": self.https, "seconds": 400, **options}
         while True:
-            answer = request(
-                self.port,
-                method,
-                self.base + path,
-                body,
-                headers,
-                seconds=400,
-                chunks=chunks,
-                host=self.host,
-                https=self.https,
-            )
+            answer = request(self.port, method, self.base + path, *what, **place)
             if answer.status != 429 or b"Too many requests" not in answer.body:
                 return answer
             print("OpenWhisk takes so many requests a minute (invokesPerMinute): waiting")
@@ -613,12 +590,7 @@ def own(stack: str, openwhisk: OpenWhisk | None) -> Iterator[int]:
 
 # ---- Browsers ----
 
-CHROMIUM = [
-    "--no-sandbox",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+CHROMIUM = ["--no-sandbox", "--disable-background-networking", "--disable-sync"]
 
 
 @pytest.fixture

@@ -89,6 +89,7 @@ LATE = (
     "The model did not load within the action's time limit, which 'wsk action update --timeout' "
     f"raises. If its script never calls app.run(), {CURES}. The log says where it is."
 )
+of_the_interpreter = pytest.mark.stacks(3)  # the other parts of a stack have no say in it
 FAILED = openwhisk.failure(500, "The request failed; the log says why.")
 
 
@@ -117,6 +118,7 @@ def test_a_script_finds_its_arguments_and_its_neighbours(stack: str, tmp_path: P
         assert seen == ["__main__", arguments, str(folder), *map(str, files)]
 
 
+@of_the_interpreter
 def test_processes_of_the_model_find_the_script_and_end_as_ever(stack: str, tmp_path: Path) -> None:
     """A pool of forks is ended by a signal, which the container's own handler must not take."""
     with loaded(start_script(stack, tmp_path, MODEL, WAYS["run in main"])) as process:
@@ -162,6 +164,7 @@ def test_debug_runs_no_debugger_or_reloader(stack: str, tmp_path: Path) -> None:
         assert text_of(process.run(web("/process", query=asset))) == str(process.popen.pid)
 
 
+@of_the_interpreter
 @pytest.mark.parametrize(("name", "line"), NAMED.values(), ids=list(NAMED))
 def test_openwhisk_app_names_an_app_or_its_factory(
     stack: str, tmp_path: Path, name: str, line: str
@@ -172,6 +175,7 @@ def test_openwhisk_app_names_an_app_or_its_factory(
         assert text_of(process.run(web("/"))) == "the model"
 
 
+@of_the_interpreter
 def test_openwhisk_app_may_be_of_django(stack: str) -> None:
     app = LIVE_APPS / "django_app"
     with loaded(start_container(stack, app, OPENWHISK_APP="app:application")) as process:
@@ -180,6 +184,7 @@ def test_openwhisk_app_may_be_of_django(stack: str) -> None:
         assert seen == {"seen": {}, "url": url}
 
 
+@of_the_interpreter
 @pytest.mark.parametrize(("script", "name", "sentence"), NO_APP.values(), ids=list(NO_APP))
 def test_init_says_why_there_is_no_app(
     stack: str, tmp_path: Path, script: str, name: str, sentence: str
@@ -193,6 +198,7 @@ def test_init_says_why_there_is_no_app(
         assert log.startswith("Traceback ") and log.endswith(f"\n{sentence}\n{SENTINEL}\n")
 
 
+@of_the_interpreter
 def test_a_model_that_is_late_is_told_and_the_log_shows_all_its_threads(
     stack: str, tmp_path: Path
 ) -> None:
@@ -210,6 +216,7 @@ def test_a_model_that_is_late_is_told_and_the_log_shows_all_its_threads(
         assert process.until(SENTINEL, process.err).count(where) == 2
 
 
+@of_the_interpreter
 @pytest.mark.parametrize("name", openwhisk.SETTINGS)
 def test_a_setting_that_makes_no_sense_is_said_to(stack: str, tmp_path: Path, name: str) -> None:
     command, env = [stack, str(ROOT / "openwhisk.py")], {name: INVALID[name]}
@@ -219,6 +226,7 @@ def test_a_setting_that_makes_no_sense_is_said_to(stack: str, tmp_path: Path, na
         assert (process.rest(process.err), process.popen.wait(30)) == (sentence, 1)
 
 
+@of_the_interpreter
 def test_a_model_sees_its_own_settings_and_not_ours(stack: str, tmp_path: Path) -> None:
     own = {"BASE_PATH": "/own", "CORS": "*", "PORT": "5000", "RESULT_LIMIT": "5"}
     ours = {"OPENWHISK_BASE_PATH": "/ours", "OPENWHISK_RESULT_LIMIT": "1000"}

@@ -7,6 +7,7 @@ import json
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -276,6 +277,7 @@ class Patient(WebAction):
             answer = request(self.port, "GET", path, None, headers)
             if not answer.header("retry-after"):  # a model's own 202 has none
                 return answer
+            time.sleep(0.02)
 
 
 class Hasty(Patient):

@@ -16,6 +16,7 @@ from conftest import SENTINEL, Process, loaded, running, start_script, text_of, 
 
 import openwhisk
 
+pytestmark = pytest.mark.stacks(3)  # what this asks for is the interpreter's part of a stack
 MODEL = """
 import atexit, io, logging, os, subprocess, sys, threading, time
 import flask

@@ -85,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(str(length).encode())
 
     def told(self) -> str:
-        headers = {name.lower(): text for name, text in self.headers.items()}
+        headers = sorted([name.lower(), text] for name, text in self.headers.items())
         mine = {"pid": os.getpid(), "peer": self.client_address[1], "env": dict(os.environ)}
         return json.dumps({"headers": headers, "posts": Handler.posts, "path": self.path, **mine})
 
