@@ -476,7 +476,7 @@ class Model:
                 self.calls, self.idle = calls, threading.Semaphore(sys.maxsize)  # no pool
             self.settled.set()
         else:
-            print("A second app is run, and not served; OPENWHISK_APP names one.", file=sys.stderr)
+            print("A second app is not served; see OPENWHISK_APP.", file=sys.stderr, flush=True)
         self.take(calls)
         sys.exit()
 

@@ -141,7 +141,7 @@ def test_one_at_a_time_means_in_the_thread_that_ran_the_app(
 def test_a_second_run_changes_nothing_and_is_logged(stack: str, tmp_path: Path) -> None:
     with loaded(start_script(stack, tmp_path, MODEL, "app.run()")) as process:
         assert text_of(process.run(web("/other"))) == "started"
-        process.until("A second app is run, and not served; OPENWHISK_APP names one.", process.err)
+        process.until("A second app is not served; see OPENWHISK_APP.", process.err)
         assert text_of(process.run(web("/"))) == "the model"
 
 
