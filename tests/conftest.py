@@ -450,9 +450,9 @@ def served(server: Any) -> Iterator[Any]:
         server.server_close()
 
 
-def serving(handler: Any) -> contextlib.AbstractContextManager[ThreadingHTTPServer]:
+def serving(handler: Any, **options: Any) -> contextlib.AbstractContextManager[ThreadingHTTPServer]:
     """A server of the handler's, in this process."""
-    return served(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+    return served(ThreadingHTTPServer(("127.0.0.1", 0), handler, **options))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -165,14 +165,9 @@ def test_init_is_sent_once(container: Own) -> None:
 
 def test_init_waits_until_the_container_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     own: Own = type("Own", (Container,), {})
-
-    def listen(seconds: float) -> None:
-        server.server_activate()
-        threading.Thread(target=server.handle_request).start()
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), own, bind_and_activate=False) as server:
+    with serving(own, bind_and_activate=False) as server:
         server.server_bind()
-        monkeypatch.setattr("time.sleep", listen)
+        monkeypatch.setattr("time.sleep", lambda seconds: server.server_activate())
         with web_action(server.server_port):
             assert own.paths == ["/init"]
 

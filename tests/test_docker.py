@@ -52,8 +52,8 @@ IMAGES = {  # name: folder, Dockerfile
     "factory": f'factory {APP}CMD ["gunicorn", "app:create_app()"]',
     "fastapi": "language FROM base:language\nENV PIP_NO_INDEX=1 PIP_FIND_LINKS=/opt/site/wheels\nUSER me\nWORKDIR /srv\nCOPY . .\nEXPOSE 8000\nCMD python3 -m uvicorn main:app --host 0.0.0.0 --port 8000",
     "gunicorn": f'factory {APP}USER me\nEXPOSE 3000\nENTRYPOINT ["/usr/bin/tini", "--"]\nCMD ["python3", "-m", "gunicorn", "-w", "2", "-b", "0.0.0.0:3000", "app:create_app()"]',
-    "go": 'go FROM base:debian\nCOPY server /\nEXPOSE 8000/tcp\nCMD ["/server"]',
-    "go-from-scratch": 'go FROM scratch\nCOPY server /\nEXPOSE 8000\nCMD ["/server"]',
+    "httpd": "httpd FROM base:debian\nCOPY . /srv\nRUN chmod +x /srv/cgi-bin/size\nEXPOSE 8000/tcp\nCMD exec busybox httpd -f -p $PORT -h /srv",
+    "from-scratch": 'base FROM scratch\nCOPY x /\nEXPOSE 8000\nCMD ["/x"]',
     # As uv makes it, without pip; and for some seconds the server answers 503.
     "uv": "server FROM base:python\nRUN python3 -m venv --without-pip /opt/venv\nENV PATH=/opt/venv/bin:$PATH READY_FILE=/tmp/ready\nCOPY . /srv\nEXPOSE 8000\nCMD (sleep 4; touch /tmp/ready) & exec python /srv/server.py 8000",
     "on-8080": 'base FROM scratch\nEXPOSE 8080\nCMD ["x"]',
@@ -70,17 +70,7 @@ app = flask.Flask(__name__)
 app.route("/")(lambda: flask.jsonify(forward.NAME, {{name: os.environ[name] for name in {set(OWN)}}}))
 app.run(port=int(os.environ["PORT"]))
 """,
-    "go/server.go": """
-package main
-import ("fmt"; "io"; "net/http"; "os")
-func main() {
-    http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-        body, _ := io.ReadAll(r.Body)
-        fmt.Fprintf(w, "%d bytes", len(body))
-    })
-    http.ListenAndServe(":" + os.Getenv("PORT"), nil)
-}
-""",
+    "httpd/cgi-bin/size": "#!/bin/sh\necho Content-Type: text/plain\necho\necho $CONTENT_LENGTH bytes",
 }
 PIP = f"{sys.executable} -m pip %s -q --only-binary=:all: --python-version {PYTHON} %s"
 NEEDED = str(ROOT / "examples" / "%s" / "requirements.txt")
@@ -88,8 +78,7 @@ COMMANDS = [  # at once, as they wait for the network
     PIP % ("install", f"--target ocr-site gunicorn -r {NEEDED % 'ocr'}"),
     PIP % ("install", f"--target language-site pip -r {NEEDED % 'language'}"),
     PIP % ("download", "-d language-site/wheels flask"),
-    "cd go && CGO_ENABLED=0 go build server.go",
-    "mmdebstrap -q --variant=minbase --include=ca-certificates --dpkgopt=force-unsafe-io "
+    "mmdebstrap -q --variant=minbase --include=busybox,ca-certificates --dpkgopt=force-unsafe-io "
     + " ".join(f"--dpkgopt='path-exclude=/usr/share/{name}/*'" for name in SLIM)
     + f" --aptopt='Acquire::Languages \"none\"' {DEBIAN} root.tar && docker import root.tar base:debian",
 ]
@@ -98,16 +87,17 @@ BROKEN = {
     "never": r"did not load .* \(OPENWHISK_APP=module:attribute\) or .* \(FORWARD=1\)",
     "exec-form": '"statusCode": 404',
 }
+SIZE = "/cgi-bin/size"
 SERVERS = {
     "fastapi": ({"CHECK": "/health"}, '{"text": "Guten Morgen, wie geht es?"}', '"language":"de"'),
     "gunicorn": ({"CHECK": "/health", "PREDICT_PATH": "/analyze"}, '{"text": "x"}', '"text":"x"'),
-    "go": ({"UPSTREAM_PORT": "8001"}, "12345", "5 bytes"),
+    "httpd": ({"UPSTREAM_PORT": "8001", "CHECK": SIZE, "PREDICT_PATH": SIZE}, "12345", "5 bytes"),
     "uv": ({"CHECK": "/health"}, "12345", "5"),
 }
 NO_SERVERS = {
     "no-port": "models/no-port:latest exposes no port: name its server's, UPSTREAM_PORT=8000",
     "on-8080": "8080 is OpenWhisk's port: give the server another, UPSTREAM_PORT=8081 and its own",
-    "go-from-scratch": "go-from-scratch has neither Python nor a package manager",
+    "from-scratch": "from-scratch has neither Python nor a package manager",
 }
 NO_SCRIPTS = ["VAR=x python s.py", "python s.py --port ${PORT}", "python -m flask run", "[]"]
 WRONG = {
@@ -130,7 +120,7 @@ WRONG = {
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Docker engine of the tests' own, whose address is in DOCKER_HOST. Its bridge is its own,
     too: two engines on one give the same address to containers of both."""
-    needs("dockerd", "docker", "docker-registry", "mmdebstrap", "ip", "go")
+    needs("dockerd", "docker", "docker-registry", "mmdebstrap", "ip")
     if os.geteuid():
         pytest.skip("needs root for a Docker engine of its own")
     folder, number = tmp_path_factory.mktemp("docker"), os.getpid() % 250
@@ -158,7 +148,7 @@ def registry(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     settings = {"version": 0.1, "storage": storage, "http": {"addr": f"127.0.0.1:{port}"}}
     (folder / "config.yml").write_text(json.dumps(settings))
     for name, text in FILES.items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     shells = [subprocess.Popen(command, cwd=folder, shell=True) for command in COMMANDS]
     assert [shell.wait() for shell in shells] == [0] * len(shells)
@@ -294,7 +284,7 @@ def test_a_model_that_does_not_answer_is_not_pushed_and_says_why(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize(
-    ("model", "forward"), [("go", "1"), ("never", "0")], ids=["build", "check"]
+    ("model", "forward"), [("httpd", "1"), ("never", "0")], ids=["build", "check"]
 )
 def test_a_signal_stops_it_at_once(registry: str, model: str, forward: str, number: int) -> None:
     env = {"REGISTRY": "models", "USERNAME": f"{registry}/stopped", "FORWARD": forward}
@@ -303,7 +293,7 @@ def test_a_signal_stops_it_at_once(registry: str, model: str, forward: str, numb
         process.popen.send_signal(number)
         assert process.popen.wait(timeout=9) == 128 + number
         assert "own: building" not in process.rest(process.out)
-    assert model == "go" or run("docker", "ps", "-aq") == ""
+    assert model == "httpd" or run("docker", "ps", "-aq") == ""
     wait_until(lambda: run("docker", "ps", "-aq") == "")  # the engine ends its own a moment later
     assert "stopped" not in pushed(registry)
 
