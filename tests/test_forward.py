@@ -193,7 +193,8 @@ def test_an_answer_before_the_body_is_read_comes_through(shared: Process) -> Non
         ("//b.example/there", "//b.example/there"),
         ("app:/there", "app:/there"),
         ("/../../there", BASE + "/there"),
-        ("/%2e%2E/..\\there", BASE + "/there"),
+        ("/%2e%2E/there", BASE + "/there"),
+        ("/%2E\\..\\there", BASE + "/there"),
         (BASE + "/../other", BASE + "/api/v1/web/guest/default/other"),
         ("http://localhost:PORT//b.example/there", BASE + "/b.example/there"),
         ("http://a.example/there", f"http://a.example{BASE}/there"),
@@ -207,6 +208,7 @@ def test_a_redirect_of_the_servers_own_stays_below_the_base_path(
     place = place.replace("PORT", told(shared)["env"]["PORT"])
     result = shared.run(web("/moved?" + place, host="a.example"))
     assert result["headers"]["Location"] == expected
+    assert result["headers"]["X-Place"] == place
 
 
 # ---- An answer ----
@@ -265,7 +267,7 @@ def test_the_server_has_the_containers_environment_and_its_port(stack: str, port
 
 
 @pytest.mark.parametrize(
-    ("path", "how"), [("/exit", "ended with status 3"), ("/kill", "was ended by signal 9")]
+    ("path", "how"), [("/exit", "ended with status 0"), ("/kill", "was ended by signal 9")]
 )
 def test_a_server_that_ends_is_a_502_and_started_anew(server: Process, path: str, how: str) -> None:
     pid = told(server)["pid"]
@@ -338,14 +340,17 @@ def test_a_server_that_does_not_listen_is_told_at_the_time_limit(stack: str, por
         assert (answer.status, answer.json) == (502, {"error": error})
 
 
-def test_the_server_ends_with_the_container_and_all_that_it_started(
+def test_what_the_server_has_started_ends_with_it_and_it_with_the_container(
     stack: str, port: int, tmp_path: Path
 ) -> None:
     mark = tmp_path / "child"
     command = [sys.executable, "server.py", str(port)]
     with running(forwarded(stack, "server", command, port, CHILD_PID=str(mark))) as container:
         container.post("/init", {"value": {}})
+        left_behind = int(mark.read_text())
+        assert error_of(container.run(web("/exit"))) == (502, ENDED)
         pids = [told(container)["pid"], int(mark.read_text())]
+        assert has_ended(left_behind)
         assert container.stop() == 0
         assert "ended in peace" in container.rest(container.out)
     assert all(map(has_ended, pids))

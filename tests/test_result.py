@@ -202,11 +202,18 @@ def test_what_can_not_be_packed_is_too_large(
     assert recorder.run(value) == openwhisk.failure(500, openwhisk.TOO_LARGE % (size, LIMIT))
 
 
-@pytest.mark.parametrize(("size", "limit"), [(500, LIMIT), (70_000, 0)], ids=["small", "no limit"])
-def test_what_fits_is_not_packed(recorder: Process, size: int, limit: int) -> None:
-    query = answering(200, [["Content-Type", JSON]], b"[" * size)
+FITS = {
+    "small": ("[" * 500, LIMIT),
+    "as UTF-8": ("[" + "é" * 400, LIMIT),
+    "no limit": ("[" * 70_000, 0),
+}
+
+
+@pytest.mark.parametrize(("body", "limit"), FITS.values(), ids=FITS)
+def test_what_fits_is_not_packed(recorder: Process, body: str, limit: int) -> None:
+    query = answering(200, [["Content-Type", JSON]], body.encode())
     value = {**web(query=query, accept_encoding="gzip"), "OPENWHISK_RESULT_LIMIT": limit}
-    assert recorder.run(value) == {"statusCode": 200, "headers": KIND, "body": "[" * size}
+    assert recorder.run(value) == {"statusCode": 200, "headers": KIND, "body": body}
 
 
 @pytest.mark.parametrize("kind", [JSON, TEXT])

@@ -36,7 +36,7 @@ class Handler(BaseHTTPRequestHandler):
         if READY and not os.path.exists(READY):
             self.answer(status=503)
         elif what == "/exit":
-            os._exit(3)
+            os._exit(0)
         elif what == "/kill":
             os.kill(os.getpid(), signal.SIGKILL)
         elif what == "/drop":
@@ -66,11 +66,12 @@ class Handler(BaseHTTPRequestHandler):
             headers: Any = {f"X_{number}": "1" for number in range(count)}
             self.answer(b"many", **headers)
         elif what == "/moved":
-            self.answer(status=302, Location=self.path.partition("?")[2])
+            place = self.path.partition("?")[2]
+            self.answer(status=302, Location=place, X_Place=place)
         elif what.startswith("/bytes/"):
             self.answer(b"x" * int(what.rpartition("/")[2]))
         else:
-            self.answer(self.told().encode(), Content_Type="application/json", X_Kept="yes")
+            self.answer(self.told().encode(), Content_Type="application/json")
 
     def do_POST(self) -> None:
         if self.path == "/refused":
