@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Process, documented, free_port, request, run, running
+from conftest import ROOT, Process, documented, free_port, needs, request, run, running
 from playwright.sync_api import BrowserContext, Locator, Page
 
 CURL = "curl -F image=@assets/receipt.png http://127.0.0.1:3233/api/v1/web/guest/default/max-ocr"
@@ -41,6 +41,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config)
     folder = tmp_path_factory.mktemp("clone")
     if not pytestconfig.getoption("--all"):
         (folder / ".venv").symlink_to(ROOT / ".venv")
+    needs("git")
     listing = run("git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard")
     for name in listing.splitlines():
         if (ROOT / name).is_file():
