@@ -28,9 +28,10 @@ DEATHS = {  # the model's last line, and a word of the log
     "it does not load": ("raise OSError('no weights')", "OSError"),
 }
 NO_VENV = f'[ "$2" = venv ] && exit 1\nexec {shutil.which("python3")} "$@"'
-PYTHONS = {"install its venv module": NO_VENV, "is too old": "exit 1"}
+TOO_OLD = f'case "$*" in *"(3, %d)"*) exit 1; esac\nexec {shutil.which("python3")} "$@"'
+PYTHONS = {"install its venv module": NO_VENV, "is too old": TOO_OLD % 9}
 DEMANDS = {  # what test.sh says: python3, its option
-    "need Python 3.11 or newer": ("exit 1", "--all"),
+    "need Python 3.11 or newer": (TOO_OLD % 11, "--all"),
     "no option but --all": (f'exec {sys.executable} "$@"', "--al"),
 }
 

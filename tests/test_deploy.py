@@ -154,6 +154,7 @@ def test_without_a_schema_it_says_what_the_url_stands_for(deploy: Deploy, schema
 @pytest.mark.parametrize("secret", ["s3cret", ""], ids=["locked", "open"])
 def test_each_update_passes_all_annotations_and_parameters(deploy: Deploy, secret: str) -> None:
     settings = {"VERSION": "1.0", "PACKAGE": "p", "MEMORY": "1024", "TIMEOUT": "60000"}
+    settings["USERNAME"] = "localhost:5000/me"
     settings |= {"CONCURRENCY": "10", "SECRET": secret, "RESULTS": "1", "RESULTS_INSECURE": "1"}
     deploy(**settings, PREDICT_PATH="/p", BASE_PATH="/o", RESULT_LIMIT="2000")
     assert deploy.kept("calls")[0][0] == ["package", "update", "p"]
@@ -161,7 +162,7 @@ def test_each_update_passes_all_annotations_and_parameters(deploy: Deploy, secre
     annotations: Any = {**fixed, "require-whisk-auth": secret or False}
     bound = {"PREDICT_PATH": "/p", "BASE_PATH": "/o", "RESULT_LIMIT": "2000"}
     assert deploy.kept()["p/max-ocr"] == {
-        "--docker": "me/max-ocr:1.0",
+        "--docker": "localhost:5000/me/max-ocr:1.0",
         "--memory": "1024",
         "--timeout": "60000",
         "--concurrency": "10",
@@ -175,7 +176,10 @@ def test_each_update_passes_all_annotations_and_parameters(deploy: Deploy, secre
         "annotations": {**annotations, "provide-api-key": True},
     }
     deploy()
-    assert set(deploy.kept()["max-ocr"]["parameters"].values()) == {""}
+    made = deploy.kept()["max-ocr"]
+    assert set(made.pop("parameters").values()) == {""}
+    defaults = {"--docker": "me/max-ocr", "--memory": "512", "--timeout": "300000"}
+    assert made == {**defaults, "annotations": made["annotations"]}
 
 
 @pytest.mark.parametrize("keeps", ["0", "1"], ids=["without results", "with results"])

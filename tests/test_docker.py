@@ -87,11 +87,11 @@ BROKEN = {
     "never": r"did not load .* \(OPENWHISK_APP=module:attribute\) or .* \(FORWARD=1\)",
     "exec-form": '"statusCode": 404',
 }
-SIZE = "/cgi-bin/size"
+SIZE = {"CHECK": "/cgi-bin/size", "PREDICT_PATH": "/cgi-bin/size"}
 SERVERS = {
     "fastapi": ({"CHECK": "/health"}, '{"text": "Guten Morgen, wie geht es?"}', '"language":"de"'),
-    "gunicorn": ({"CHECK": "/health", "PREDICT_PATH": "/analyze"}, '{"text": "x"}', '"text":"x"'),
-    "httpd": ({"UPSTREAM_PORT": "8001", "CHECK": SIZE, "PREDICT_PATH": SIZE}, "12345", "5 bytes"),
+    "gunicorn": ({"PREDICT_PATH": "/analyze"}, '{"text": "x"}', '"text":"x"'),
+    "httpd": ({"FORWARD": "", "UPSTREAM_PORT": "8001", **SIZE}, "12345", "5 bytes"),
     "uv": ({"CHECK": "/health"}, "12345", "5"),
 }
 NO_SERVERS = {
@@ -318,11 +318,13 @@ def test_a_registry_that_refuses_is_told(build: Build) -> None:
 
 
 def test_a_version_is_pushed_beside_the_latest_and_labelled(build: Build, registry: str) -> None:
-    done = build("exec-form", USERNAME=f"{registry}/v", CHECK="/", PUSH="1", VERSION="1.2.0")
+    run("docker", "tag", "models/exec-form", "models/exec-form:v2")
+    tags = {"TAG": "v2", "VERSION": "1.2.0"}
+    done = build("exec-form", USERNAME=f"{registry}/v", CHECK="/", PUSH="1", **tags)
     assert done.returncode == 0, done
-    tags = json.loads(run("curl", "-sS", f"http://{registry}/v2/v/exec-form/tags/list"))["tags"]
-    assert sorted(tags) == ["1.2.0", "latest"]
-    labels = {"title": "exec-form", "base.name": "models/exec-form:latest", "version": "1.2.0"}
+    listed = json.loads(run("curl", "-sS", f"http://{registry}/v2/v/exec-form/tags/list"))
+    assert sorted(listed["tags"]) == ["1.2.0", "latest"]
+    labels = {"title": "exec-form", "base.name": "models/exec-form:v2", "version": "1.2.0"}
     labels["revision"] = run("git", "-C", ROOT, "rev-parse", "HEAD").strip()
     named = {f"org.opencontainers.image.{name}": text for name, text in labels.items()}
     assert named.items() <= config(f"{registry}/v/exec-form:1.2.0")["Labels"].items()
@@ -347,7 +349,8 @@ def test_a_command_that_starts_no_script_is_a_sentence(build: Build, command: st
 
 def test_an_app_that_no_script_runs_is_named(build: Build, registry: str) -> None:
     named = {"WSGI_APP": "app:create_app()", "CHECK": "/health", "PREDICT_PATH": "/analyze"}
-    assert build("factory", **named).returncode == 0
+    assert build("factory", **named, RESULT_LIMIT="2000").returncode == 0
+    assert "OPENWHISK_RESULT_LIMIT=2000" in config(f"{registry}/me/factory")["Env"]
     assert json.loads(answer(f"{registry}/me/factory", text='{"text": "x"}'))["text"] == "x"
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ from conftest import (
     web_action,
 )
 from test_fidelity import EVERY_CASE, ROOT_CASES, Case, compare, json_body, multipart, sent
+
+import forward
 
 pytestmark = pytest.mark.stacks(2)  # it needs little of a stack
 ENDED = "The model's server has ended; the log says how."
@@ -277,28 +280,26 @@ def test_a_server_that_ends_is_a_502_and_started_anew(server: Process, path: str
 
 
 def test_callers_who_wait_for_one_start_share_its_failure(
-    stack: str, port: int, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, port: int, tmp_path: Path
 ) -> None:
-    """The server starts once, and then no more: each try is a line in a file."""
-    script = (
-        f"echo >>{tmp_path}/tries; test $(wc -l <{tmp_path}/tries) = 1 && "
-        f"exec {sys.executable} server.py {port}; until test -e {tmp_path}/go; do sleep 0.05; done"
-    )
-    with (
-        running(forwarded(stack, "server", ["sh", "-c", script], port)) as container,
-        concurrent.futures.ThreadPoolExecutor(8) as pool,
-    ):
-        container.post("/init", {"value": {}})
-        assert error_of(container.run(web("/exit"))) == (502, ENDED)
-        callers = [pool.submit(container.run, web("/")) for _ in range(8)]
-        while (tmp_path / "tries").read_text() != "\n\n":
-            time.sleep(0.02)
-        files = Path(f"/proc/{container.popen.pid}/fd")
-        while sum(file.is_socket() for file in files.iterdir()) < 9:
-            time.sleep(0.02)
+    """Each try is a line in a file."""
+    waiting = threading.Semaphore(0)
+
+    class Start(concurrent.futures.Future[None]):
+        def result(self, timeout: float | None = None) -> None:
+            waiting.release()
+            super().result(timeout)
+
+    monkeypatch.setattr(forward, "Future", Start)
+    script = f"echo >>{tmp_path}/tries; until test -e {tmp_path}/go; do sleep 0.05; done"
+    server = forward.Forward(["sh", "-c", script], port)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        callers = [pool.submit(server.start) for _ in range(8)]
+        shared = [waiting.acquire(timeout=60) for _ in range(7)]  # the eighth starts it
         (tmp_path / "go").touch()
-        assert {error_of(caller.result()) for caller in callers} == {(502, NOT_READY)}
-        assert (tmp_path / "tries").read_text() == "\n\n"
+        assert all(shared)
+        assert {str(caller.exception()) for caller in callers} == {NOT_READY}
+    assert (tmp_path / "tries").read_text() == "\n"
 
 
 def test_a_server_is_ready_when_its_path_is(stack: str, port: int, tmp_path: Path) -> None:

@@ -60,6 +60,12 @@ def test_the_pages_name_no_other_variable() -> None:
     assert set(re.findall(r"\b([A-Z_]{3,})=", README + BEHAVIOUR)) <= known
 
 
+def test_the_change_is_that_of_the_dockerfile() -> None:
+    lines = re.findall(r"^\+(.*)", README, re.MULTILINE)
+    assert len(lines) == 2
+    assert set(lines) <= set((ROOT / "Dockerfile").read_text().splitlines())
+
+
 def test_every_command_of_the_readme_is_run_by_a_test() -> None:
     tests = "".join(file.read_text() for file in (ROOT / "tests").glob("test_*.py"))
     local = README.replace("https://openwhisk.example.com", "http://127.0.0.1:3233")

@@ -180,6 +180,7 @@ def test_a_body_that_is_no_base64_is_answered_with_a_sentence(recorder: Process,
 BOUND = {"OPENWHISK_PREDICT_PATH": "/analyze", "OPENWHISK_BASE_PATH": "/b"}
 BINDINGS = {
     "raw": ({**web(query="a=1"), **BOUND}, ("/b", "/analyze", "a=1", b"")),
+    "trigger": ({**web("/x"), "n": 1}, (BASE, "/x", "", b"")),
     "plain": ({"n": 1, **BOUND}, ("/b", "/analyze", "", b'{"n": 1}')),
     "not true": ({**web_true(a="1"), **BOUND}, (BASE, "/x", "a=1", b"")),
     "empty": ({**web(), **dict.fromkeys(BOUND, "")}, (BASE, "/model/predict", "", b"")),

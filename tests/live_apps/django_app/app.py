@@ -1,4 +1,4 @@
-"""A Django project in one file, served with WSGI_APP=app:application."""
+"""A Django project in one file, served with OPENWHISK_APP=app:application."""
 
 import json
 from typing import Any

@@ -20,22 +20,5 @@ def create_app(language: str = "en", threshold: float = 0.5) -> Flask:
     return app
 
 
-def needs_a_name(name: str) -> Flask:
-    return create_app(name)
-
-
-def makes_nothing() -> None:
-    pass
-
-
-def any_arguments(*arguments: Any) -> Any:
-    """A wrapped app, which says nothing of its arguments."""
-    return create_app()(*arguments)
-
-
-class Holder:
-    app = create_app("held")
-
-
 if __name__ == "__main__":
     create_app().run(host="0.0.0.0", port=3000)
