@@ -25,9 +25,9 @@ make_venv() {
 
 install() {
     local file log missing=no
-    make_venv
     for file in "$@"; do [ -e "$(stamp .venv "$file")" ] || missing=yes; done
     [ $missing = yes ] || return 0
+    make_venv
     echo "Installing $* into .venv (some minutes the first time)"
     log=$(mktemp)
     "$python" -m pip install --disable-pip-version-check "${@/#/-r}" >"$log" 2>&1 || {

@@ -39,10 +39,10 @@ DEMANDS = {  # what test.sh says: python3, its option
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """The files that git has, or would take. With --all, ./demo.sh makes their .venv, too."""
+    needs("git")
     folder = tmp_path_factory.mktemp("clone")
     if not pytestconfig.getoption("--all"):
         (folder / ".venv").symlink_to(ROOT / ".venv")
-    needs("git")
     listing = run("git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard")
     for name in listing.splitlines():
         if (ROOT / name).is_file():

@@ -89,8 +89,10 @@ CASES: dict[str, Case] = {
     "JSON of 350 kB to and fro": ("/model/text", json_body({"text": ["x" * 350_000]})),
     "JSON in JSON": ("/model/nested", json_body({"paragraphs": [{"context": "été"}]})),
     "JSON list for an object": ("/model/nested", json_body([1])),
-    "error with data": ("/model/error?how=data", {"method": "POST"}),
-    "exception in a resource": ("/model/error?how=raise", {"method": "POST"}),
+    **{
+        f"error of a resource: {how}": (f"/model/error?how={how}", {"method": "POST"})
+        for how in ("data", "keywords", "inference", "raise")
+    },
     "file and choice": ("/model/choice?model=udnie", multipart("a b.csv", "text/csv", b"1\n2\n")),
     "numbers": ("/model/measures", {}),
     "trailing slash missing": ("/app", {}),

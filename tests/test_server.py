@@ -122,9 +122,7 @@ def test_init_and_run_set_the_environment_of_child_processes_too(model: Process)
     expected = {"__OW_ACTIVATION_ID": "a1", "__OW_TRANSACTION_ID": "大?", "SECRET": "é", "N": "1"}
     expected |= {"__OW_API_HOST": "http://host", "__OW_ACTION_NAME": "/guest/rec"}
     seen = json.loads(text_of(result))
-    own = [
-        {name: some[name] for name in some if name in expected or "__OW" in name} for some in seen
-    ]
+    own = [{name: one[name] for name in one if name in expected or "__OW" in name} for one in seen]
     assert own == [expected] * 2
 
 

@@ -24,13 +24,6 @@ def metadata() -> Any:
     return jsonify(id="flask-app")
 
 
-@application.route("/environment")
-def environment() -> Any:
-    return jsonify(
-        {name: text for name, text in os.environ.items() if name.startswith(("__OW_", "SECRET"))}
-    )
-
-
 @application.route("/exit")
 def leave() -> Any:
     sys.exit("secret")
